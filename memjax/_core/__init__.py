@@ -1,0 +1,1 @@
+"""Ground floor: status codes, cost counts, key derivation, errors, chunked maps."""

@@ -1,0 +1,5 @@
+"""Differential operators of a field at a point."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

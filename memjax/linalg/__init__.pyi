@@ -1,0 +1,4 @@
+from .exact import diagonal_exact as diagonal_exact
+from .exact import trace_exact as trace_exact
+
+__all__ = ["diagonal_exact", "trace_exact"]
