@@ -1,6 +1,7 @@
 from .bundled import digits as digits
 from .images import ImageSet as ImageSet
 from .images import from_array as from_array
+from .images import load_images as load_images
 from .testbeds import GradedBed as GradedBed
 from .testbeds import PromptBed as PromptBed
 from .testbeds import graded as graded
@@ -13,5 +14,6 @@ __all__ = [
     "digits",
     "from_array",
     "graded",
+    "load_images",
     "prompts",
 ]

@@ -1,0 +1,91 @@
+"""Decode one image file of unknown origin, in bounded time and memory."""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memjax._core.errors import require
+from memjax.data._refuse import RefusedError, corrupt, mismatch, one_line, open_regular
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+# 2896 x 2896. The float32 RGB image is then at most 96 MiB, and every decoder stays under a
+# second and, with its buffers, under 300 MiB.
+MAX_PIXELS = 2**23
+MAX_FILE_BYTES = 2**26
+# Each scan of a progressive JPEG costs a pass over all coefficients but only some 30 bytes of
+# file. Encoders write about ten.
+_MAX_JPEG_SCANS = 100
+
+_CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3}
+_CHANNELS |= dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 1)
+
+
+def image_shape(path: Path) -> tuple[int, int, int]:
+    """(height, width, channels) from the header of an image file.
+
+    Raises:
+        RefusedError: not an image that `decode_image` could read.
+    """
+    with open_regular(path) as file, _opened(file) as (_, shape):
+        return shape
+
+
+def decode_image(path: Path, event_shape: tuple[int, int, int]) -> np.ndarray:
+    """The pixels of an image file, uint8 or uint16 [height, width, channels].
+
+    Raises:
+        RefusedError: unreadable, or of another shape than ``event_shape``.
+    """
+    with open_regular(path) as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise corrupt(f"more than {MAX_FILE_BYTES} bytes")
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise corrupt(f"a JPEG of more than {_MAX_JPEG_SCANS} scans")
+    with _opened(io.BytesIO(data)) as (image, shape):
+        if shape != event_shape:
+            raise mismatch(f"shape {list(shape)}, expected {list(event_shape)}")
+        image.load()
+        pixels = np.asarray(_without_alpha(image))
+    return pixels.reshape(shape)
+
+
+@contextlib.contextmanager
+def _opened(file: Any) -> Iterator[tuple[Any, tuple[int, int, int]]]:
+    """Open with Pillow, check the header, and turn whatever goes wrong inside into a refusal."""
+    pillow = require("PIL.Image", "audit")
+    # Decoders of damaged files fail with almost any exception and warn about the rest.
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            with pillow.open(file, formats=_FORMATS) as image:
+                width, height = image.size
+                if image.mode not in _CHANNELS:
+                    raise mismatch(f"color mode {image.mode}, expected gray, RGB or a palette")
+                if width * height > MAX_PIXELS:
+                    raise corrupt(f"{width} x {height} is more than {MAX_PIXELS} pixels")
+                yield image, (height, width, _CHANNELS[image.mode])
+        except RefusedError:
+            raise
+        except pillow.UnidentifiedImageError:
+            raise corrupt(f"not one of {', '.join(_FORMATS)}") from None
+        except Exception as error:
+            raise corrupt(f"cannot be decoded: {one_line(error)}") from None
+
+
+def _without_alpha(image: Any) -> Any:
+    """The image as L, RGB or 16-bit gray; transparent pixels are refused, not flattened."""
+    gray = _CHANNELS[image.mode] == 1
+    if image.mode.startswith("I;16"):
+        return image
+    if image.mode.endswith("A") or "transparency" in image.info:
+        image = image.convert("LA" if gray else "RGBA")
+        if image.getextrema()[-1][0] < 255:
+            raise mismatch("has transparent pixels: flatten it onto the background it stands on")
+    return image.convert("L" if gray else "RGB")

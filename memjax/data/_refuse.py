@@ -1,0 +1,56 @@
+"""How the readers of one image say no: an exception that carries the status of its row."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from memjax._core.status import Status
+
+
+class RefusedError(Exception):
+    """One image cannot be used; ``status`` and the one-line message become those of its row."""
+
+    def __init__(self, status: Status, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+def corrupt(reason: str) -> RefusedError:
+    """The image cannot be read, or not safely."""
+    return RefusedError(Status.INPUT_CORRUPT, reason)
+
+
+def mismatch(reason: str) -> RefusedError:
+    """The image can be read but does not fit."""
+    return RefusedError(Status.INPUT_MISMATCH, reason)
+
+
+def one_line(error: BaseException) -> str:
+    """What a foreign exception says, as one short printable line."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in words)[:160]
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; never a link, a pipe, a device or a folder.
+
+    Opening a pipe or a device can block or have effects, so the path is looked at before; the
+    open file is looked at again, because the path may have changed in between.
+
+    Raises:
+        RefusedError: not a regular file, or not readable.
+    """
+    flags = os.O_RDONLY
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise corrupt("not a regular file")
+        file = os.fdopen(os.open(path, flags), "rb")
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise corrupt("not a regular file")
+    except OSError as error:
+        raise corrupt(f"cannot be opened: {error.strerror}") from None
+    return file
