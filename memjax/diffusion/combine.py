@@ -1,0 +1,253 @@
+"""New scores from old ones: fixed noise, guidance, gap, difference."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from memjax._core.errors import InputError
+from memjax.diffusion.adapters import callable_pytree
+
+Score = Callable[..., Float[Array, "..."]]
+
+
+def _function(name: str) -> Any:
+    return eqx.field(converter=partial(callable_pytree, name=name))
+
+
+def _scalar() -> Any:
+    return eqx.field(converter=jnp.asarray)
+
+
+class ScoreAt(eqx.Module):
+    """The field x -> s(x, sigma, condition); made by ``at``."""
+
+    score: Score = _function("score")
+    sigma: Float[Array, "..."] = _scalar()
+    condition: PyTree = None
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """s(x, sigma, condition) for one x. One evaluation of the score."""
+        return self.score(x, self.sigma.astype(x.dtype), self.condition)
+
+
+class Guided(eqx.Module):
+    """s_null + w (s_cond - s_null); made by ``guided``."""
+
+    score: Score = _function("score")
+    weight: Float[Array, "..."] = _scalar()
+
+    def __call__(
+        self,
+        x: Float[Array, "..."],
+        sigma: float | Float[Array, ""],
+        condition: PyTree = None,
+    ) -> Float[Array, "..."]:
+        """The guided score; s_null for ``condition=None``. Two evaluations of the score."""
+        if condition is None:
+            return self.score(x, sigma, None)
+        conditional, null = _branches(self.score, x, sigma, condition)
+        return null + self.weight.astype(x.dtype) * (conditional - null)
+
+
+class Unconditional(eqx.Module):
+    """s_null whatever the condition; made by ``guided`` with weight 0."""
+
+    score: Score = _function("score")
+
+    def __call__(
+        self,
+        x: Float[Array, "..."],
+        sigma: float | Float[Array, ""],
+        condition: PyTree = None,
+    ) -> Float[Array, "..."]:
+        """s(x, sigma, None). One evaluation of the score."""
+        del condition
+        return self.score(x, sigma, None)
+
+
+class Gap(eqx.Module):
+    """s_cond - s_null; made by ``gap``."""
+
+    score: Score = _function("score")
+
+    def __call__(
+        self,
+        x: Float[Array, "..."],
+        sigma: float | Float[Array, ""],
+        condition: PyTree,
+    ) -> Float[Array, "..."]:
+        """The gap at a condition other than ``None``. Two evaluations of the score."""
+        if condition is None:
+            raise InputError("condition: expected a condition, got None, whose gap is zero")
+        conditional, null = _branches(self.score, x, sigma, condition)
+        return conditional - null
+
+
+class Difference(eqx.Module):
+    """s - s_baseline; made by ``difference``."""
+
+    score: Score = _function("score")
+    baseline: Score = _function("baseline")
+
+    def __call__(
+        self,
+        x: Float[Array, "..."],
+        sigma: float | Float[Array, ""],
+        condition: PyTree = None,
+    ) -> Float[Array, "..."]:
+        """The difference, both at the same condition. One evaluation of either score."""
+        return self.score(x, sigma, condition) - self.baseline(x, sigma, condition)
+
+
+class ClassifierGuided(eqx.Module):
+    """s_null + w grad_x log p(condition | x, sigma); made by ``classifier_guided``."""
+
+    score: Score = _function("score")
+    log_prob: Callable[..., Float[Array, ""]] = _function("log_prob")
+    weight: Float[Array, "..."] = _scalar()
+
+    def __call__(
+        self,
+        x: Float[Array, "..."],
+        sigma: float | Float[Array, ""],
+        condition: PyTree = None,
+    ) -> Float[Array, "..."]:
+        """The guided score. One evaluation of the score, one gradient of the classifier."""
+        sigma = jnp.asarray(sigma, x.dtype)
+        slope = jax.grad(self.log_prob)(x, sigma, condition)
+        return self.score(x, sigma, None) + self.weight.astype(x.dtype) * slope
+
+
+def _branches(score: Score, x: Array, sigma: float | Array, condition: PyTree) -> tuple:
+    """(s_cond, s_null), by one batched evaluation where the null condition can be stacked."""
+    null = getattr(score, "null_condition", None)
+    if null is None or not _stackable(condition, null):
+        return score(x, sigma, condition), score(x, sigma, None)
+    stacked = jax.tree.map(lambda *pair: jnp.stack(pair), condition, null)
+    both = jax.vmap(lambda one: score(x, sigma, one))(stacked)
+    return both[0], both[1]
+
+
+def _stackable(a: PyTree, b: PyTree) -> bool:
+    def signature(tree):
+        leaves, structure = jax.tree.flatten(tree)
+        return structure, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+
+    return signature(a) == signature(b)
+
+
+def at(score: Score, sigma: float | Float[Array, ""], condition: PyTree = None) -> ScoreAt:
+    """The field x -> s(x, sigma, condition): a score at one noise level and condition.
+
+    The field is a callable pytree whose leaves are the score's weights, sigma and the condition:
+    pass it to a jitted function rather than closing over it.
+
+    Args:
+        score: callable pytree or plain function ``(x, sigma, condition=None) -> s``.
+        sigma: noise level in the score's units, > 0. The score receives it in x's dtype.
+        condition: pytree of arrays, or ``None`` for the null condition.
+
+    Returns:
+        A field for ``memjax.linearize``, ``jax.vmap`` and the operators.
+
+    Raises:
+        InputError: ``score`` is not callable.
+
+    >>> import jax, jax.numpy as jnp
+    >>> field = at(lambda x, sigma, condition=None: -x / (1 + sigma**2), 1.0)
+    >>> field(jnp.array([2.0, 4.0])).tolist()
+    [-1.0, -2.0]
+    """
+    return ScoreAt(score, sigma, condition)
+
+
+def guided(score: Score, weight: float | Float[Array, ""]) -> Score:
+    """Classifier-free guidance: s_null + w (s_cond - s_null).
+
+    Args:
+        score: conditional score; ``condition=None`` gives s_null.
+        weight: w; 1 is the conditional score, 0 the unconditional one. (Ho and Salimans' w is
+            ours less 1.) A Python number 1 or 0 costs one evaluation, anything else two, batched
+            into one call where ``score`` has a ``null_condition`` of the condition's structure.
+
+    Returns:
+        A score, callable pytree; s_null at ``condition=None``.
+
+    Raises:
+        InputError: ``score`` is not callable.
+
+    References:
+        Ho, Salimans (2022), arXiv:2207.12598, equation 6.
+    """
+    if isinstance(weight, float | int) and weight == 1:
+        return callable_pytree(score, "score")
+    if isinstance(weight, float | int) and weight == 0:
+        return Unconditional(score)
+    return Guided(score, weight)
+
+
+def gap(score: Score) -> Gap:
+    """The gap s(x, sigma, condition) - s(x, sigma, null) of a conditional score.
+
+    Args:
+        score: conditional score; ``condition=None`` gives s_null.
+
+    Returns:
+        A callable pytree ``(x, sigma, condition) -> gap``, which raises ``InputError`` at
+        ``condition=None``. Two evaluations, batched into one call where ``score`` has a
+        ``null_condition`` of the condition's structure.
+
+    Raises:
+        InputError: ``score`` is not callable.
+
+    References:
+        Wen, Liu, Chen, Lyu (2024), arXiv:2407.21720, equation 4 (there scaled by -sigma).
+    """
+    return Gap(score)
+
+
+def difference(score: Score, baseline: Score) -> Difference:
+    """The difference s(x, sigma, condition) - s_baseline(x, sigma, condition) of two models.
+
+    Args:
+        score: the score under study.
+        baseline: the score to compare with, such as that of a model trained on other images.
+
+    Returns:
+        A callable pytree ``(x, sigma, condition=None) -> difference``. One evaluation of each.
+
+    Raises:
+        InputError: ``score`` or ``baseline`` is not callable.
+    """
+    return Difference(score, baseline)
+
+
+def classifier_guided(
+    score: Score, log_prob: Callable[..., Float[Array, ""]], weight: float | Float[Array, ""]
+) -> ClassifierGuided:
+    """Classifier guidance: s(x, sigma, null) + w grad_x log p(condition | x, sigma).
+
+    For w = 1 this is Bayes' rule: the exact conditional score, if both parts are exact.
+
+    Args:
+        score: the unconditional score, evaluated at ``condition=None``.
+        log_prob: callable pytree ``(x, sigma, condition) -> log p``, a scalar in nats, of a
+            classifier trained on noised images.
+        weight: w >= 0.
+
+    Returns:
+        A score, callable pytree, whose condition is the classifier's. One evaluation of the
+        score and one gradient of the classifier.
+
+    Raises:
+        InputError: ``score`` or ``log_prob`` is not callable.
+
+    References:
+        Dhariwal, Nichol (2021), arXiv:2105.05233, equation 10.
+    """
+    return ClassifierGuided(score, log_prob, weight)

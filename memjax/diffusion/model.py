@@ -1,0 +1,120 @@
+"""A model: a score with what one must know about it."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from memjax._core.errors import InputError
+from memjax.diffusion.adapters import callable_pytree
+from memjax.diffusion.combine import Score
+
+
+def identity(x: PyTree) -> PyTree:
+    """Return x: the encoder and decoder of a model that works on pixels."""
+    return x
+
+
+class Model(eqx.Module):
+    """A score, and the facts that an audit of it needs.
+
+    A Model is itself a score, ``model(x, sigma, condition=None)``, and can be passed wherever one
+    is expected. It is a pytree: its leaves are the weights (and the null condition, and the
+    weights of the encoder and decoder); everything else is static.
+
+    Args:
+        score: callable pytree ``(x, sigma, condition) -> s`` in EDM coordinates, one sample.
+        event_shape: shape of one sample, channels last.
+        sigma_min: smallest noise level the score can be trusted at, > 0.
+        sigma_max: largest.
+        data_std: standard deviation of the data in the score's space, over all coordinates.
+        null_condition: pytree of arrays that stands for "no condition"; ``None`` for a model
+            that has none.
+        encode: image -> x, one sample. The identity in pixel space.
+        decode: x -> image.
+
+    Raises:
+        InputError: a shape, noise level or standard deviation that is not positive, sigma_min
+            above sigma_max, or something not callable.
+
+    Attributes:
+        raw_score: the score as given, for which ``condition=None`` means ``None``.
+    """
+
+    raw_score: Score
+    null_condition: PyTree
+    encode: Callable
+    decode: Callable
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    sigma_min: float = eqx.field(static=True)
+    sigma_max: float = eqx.field(static=True)
+    data_std: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        score: Score,
+        event_shape: tuple[int, ...],
+        *,
+        sigma_min: float,
+        sigma_max: float,
+        data_std: float,
+        null_condition: PyTree = None,
+        encode: Callable = identity,
+        decode: Callable = identity,
+    ):
+        self.raw_score = callable_pytree(score, "score")
+        self.null_condition = jax.tree.map(jnp.asarray, null_condition)
+        self.encode = callable_pytree(encode, "encode")
+        self.decode = callable_pytree(decode, "decode")
+        self.event_shape = tuple(int(n) for n in event_shape)
+        self.sigma_min = float(sigma_min)
+        self.sigma_max = float(sigma_max)
+        self.data_std = float(data_std)
+        if any(n < 1 for n in self.event_shape):
+            raise InputError(f"event_shape: expected positive sizes, got {self.event_shape}")
+        if not 0 < self.sigma_min <= self.sigma_max < float("inf"):
+            raise InputError(
+                "sigma_min, sigma_max: expected 0 < sigma_min <= sigma_max < infinity, "
+                f"got {self.sigma_min}, {self.sigma_max}"
+            )
+        if not 0 < self.data_std < float("inf"):
+            raise InputError(f"data_std: expected a positive number, got {self.data_std}")
+
+    def score(
+        self,
+        x: Float[Array, "..."],
+        sigma: float | Float[Array, ""],
+        condition: PyTree = None,
+    ) -> Float[Array, "..."]:
+        """s(x, sigma, condition), like x; ``None`` stands for the null condition.
+
+        Args:
+            x: one sample, of shape ``event_shape``, floating point.
+            sigma: noise level, > 0; neither clipped to nor checked against the range.
+            condition: pytree of arrays with the structure of ``null_condition``, or ``None``.
+
+        Raises:
+            InputError: x has another shape, or the condition another structure.
+        """
+        if x.shape != self.event_shape:
+            raise InputError(f"x: expected shape {self.event_shape}, got {x.shape}")
+        if condition is None:
+            condition = self.null_condition
+        elif self.null_condition is not None:
+            expected, found = (jax.tree.structure(c) for c in (self.null_condition, condition))
+            if found != expected:
+                raise InputError(
+                    f"condition: expected the null condition's structure {expected}, got {found}"
+                )
+        return self.raw_score(x, sigma, condition)
+
+    def __call__(
+        self,
+        x: Float[Array, "..."],
+        sigma: float | Float[Array, ""],
+        condition: PyTree = None,
+    ) -> Float[Array, "..."]:
+        """``model.score(x, sigma, condition)``."""
+        return self.score(x, sigma, condition)
