@@ -1,8 +1,6 @@
 """New scores from old ones: fixed noise, guidance, gap, difference."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,19 +13,11 @@ from memjax.diffusion.adapters import callable_pytree
 Score = Callable[..., Float[Array, "..."]]
 
 
-def _function(name: str) -> Any:
-    return eqx.field(converter=partial(callable_pytree, name=name))
-
-
-def _scalar() -> Any:
-    return eqx.field(converter=jnp.asarray)
-
-
 class ScoreAt(eqx.Module):
     """The field x -> s(x, sigma, condition); made by ``at``."""
 
-    score: Score = _function("score")
-    sigma: Float[Array, "..."] = _scalar()
+    score: Score
+    sigma: Float[Array, "..."]
     condition: PyTree = None
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -38,8 +28,8 @@ class ScoreAt(eqx.Module):
 class Guided(eqx.Module):
     """s_null + w (s_cond - s_null); made by ``guided``."""
 
-    score: Score = _function("score")
-    weight: Float[Array, "..."] = _scalar()
+    score: Score
+    weight: Float[Array, "..."]
 
     def __call__(
         self,
@@ -57,7 +47,7 @@ class Guided(eqx.Module):
 class Unconditional(eqx.Module):
     """s_null whatever the condition; made by ``guided`` with weight 0."""
 
-    score: Score = _function("score")
+    score: Score
 
     def __call__(
         self,
@@ -73,7 +63,7 @@ class Unconditional(eqx.Module):
 class Gap(eqx.Module):
     """s_cond - s_null; made by ``gap``."""
 
-    score: Score = _function("score")
+    score: Score
 
     def __call__(
         self,
@@ -91,8 +81,8 @@ class Gap(eqx.Module):
 class Difference(eqx.Module):
     """s - s_baseline; made by ``difference``."""
 
-    score: Score = _function("score")
-    baseline: Score = _function("baseline")
+    score: Score
+    baseline: Score
 
     def __call__(
         self,
@@ -107,9 +97,9 @@ class Difference(eqx.Module):
 class ClassifierGuided(eqx.Module):
     """s_null + w grad_x log p(condition | x, sigma); made by ``classifier_guided``."""
 
-    score: Score = _function("score")
-    log_prob: Callable[..., Float[Array, ""]] = _function("log_prob")
-    weight: Float[Array, "..."] = _scalar()
+    score: Score
+    log_prob: Callable[..., Float[Array, ""]]
+    weight: Float[Array, "..."]
 
     def __call__(
         self,
@@ -163,7 +153,7 @@ def at(score: Score, sigma: float | Float[Array, ""], condition: PyTree = None) 
     >>> field(jnp.array([2.0, 4.0])).tolist()
     [-1.0, -2.0]
     """
-    return ScoreAt(score, sigma, condition)
+    return ScoreAt(callable_pytree(score, "score"), jnp.asarray(sigma), condition)
 
 
 def guided(score: Score, weight: float | Float[Array, ""]) -> Score:
@@ -184,11 +174,12 @@ def guided(score: Score, weight: float | Float[Array, ""]) -> Score:
     References:
         Ho, Salimans (2022), arXiv:2207.12598, equation 6.
     """
-    if isinstance(weight, float | int) and weight == 1:
-        return callable_pytree(score, "score")
-    if isinstance(weight, float | int) and weight == 0:
+    score = callable_pytree(score, "score")
+    if isinstance(weight, float) and weight == 1:
+        return score
+    if isinstance(weight, float) and weight == 0:
         return Unconditional(score)
-    return Guided(score, weight)
+    return Guided(score, jnp.asarray(weight))
 
 
 def gap(score: Score) -> Gap:
@@ -208,7 +199,7 @@ def gap(score: Score) -> Gap:
     References:
         Wen, Liu, Chen, Lyu (2024), arXiv:2407.21720, equation 4 (there scaled by -sigma).
     """
-    return Gap(score)
+    return Gap(callable_pytree(score, "score"))
 
 
 def difference(score: Score, baseline: Score) -> Difference:
@@ -224,7 +215,7 @@ def difference(score: Score, baseline: Score) -> Difference:
     Raises:
         InputError: ``score`` or ``baseline`` is not callable.
     """
-    return Difference(score, baseline)
+    return Difference(callable_pytree(score, "score"), callable_pytree(baseline, "baseline"))
 
 
 def classifier_guided(
@@ -250,4 +241,6 @@ def classifier_guided(
     References:
         Dhariwal, Nichol (2021), arXiv:2105.05233, equation 10.
     """
-    return ClassifierGuided(score, log_prob, weight)
+    return ClassifierGuided(
+        callable_pytree(score, "score"), callable_pytree(log_prob, "log_prob"), jnp.asarray(weight)
+    )

@@ -1,8 +1,7 @@
 """The door: what a network predicts, in its own convention, becomes the one score."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -13,10 +12,6 @@ from memjax.diffusion.adapters import callable_pytree
 from memjax.diffusion.schedule import Schedule
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "denoiser", "flow"]
-
-
-def _network() -> Any:
-    return eqx.field(converter=partial(callable_pytree, name="network"))
 
 
 class EDMPreconditioned(eqx.Module):
@@ -40,12 +35,14 @@ class EDMPreconditioned(eqx.Module):
         Karras, Aittala, Aila, Laine (2022), arXiv:2206.00364, Table 1 and equation 7.
     """
 
-    network: Callable = _network()
-    data_std: float = eqx.field(static=True, converter=float)
+    network: Callable
+    data_std: float = eqx.field(static=True)
 
-    def __check_init__(self):
-        if not 0 < self.data_std < float("inf"):
-            raise InputError(f"data_std: expected a positive number, got {self.data_std}")
+    def __init__(self, network: Callable, data_std: float):
+        if not 0 < data_std < float("inf"):
+            raise InputError(f"data_std: expected a positive number, got {data_std}")
+        self.network = callable_pytree(network, "network")
+        self.data_std = float(data_std)
 
     def __call__(
         self,
@@ -112,7 +109,7 @@ class PredictionScore(eqx.Module):
         schedule: how noise was added in training. Static.
     """
 
-    network: Callable = _network()
+    network: Callable
     prediction: Prediction = eqx.field(static=True)
     schedule: Schedule = eqx.field(static=True)
 
@@ -197,4 +194,4 @@ def from_prediction(
     if prediction not in get_args(Prediction):
         known = ", ".join(get_args(Prediction))
         raise InputError(f"prediction: expected one of {known}, got {prediction!r}")
-    return PredictionScore(network, prediction, schedule)
+    return PredictionScore(callable_pytree(network, "network"), prediction, schedule)
