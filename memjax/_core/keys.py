@@ -6,9 +6,7 @@ import jax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 
-def derive_key(
-    root: int | PRNGKeyArray, *purpose: str | int | Int[Array, ""]
-) -> PRNGKeyArray:
+def derive_key(root: int | PRNGKeyArray, *purpose: str | int | Int[Array, ""]) -> PRNGKeyArray:
     """Derive the key for one purpose from a seed.
 
     ``derive_key(seed, "noise", draw)`` is the same number whatever else was drawn before, in

@@ -91,8 +91,6 @@ def linearize(field: Field, x: Float[Array, "..."]) -> Linearization:
     out = jax.eval_shape(field, x)
     if not hasattr(out, "shape") or out.shape != x.shape or out.dtype != x.dtype:
         found = f"{out.dtype}{list(out.shape)}" if hasattr(out, "shape") else type(out).__name__
-        raise InputError(
-            f"field: expected f(x) like x, {x.dtype}{list(x.shape)}, got {found}"
-        )
+        raise InputError(f"field: expected f(x) like x, {x.dtype}{list(x.shape)}, got {found}")
     value, tangent_map = jax.linearize(field, x)
     return Linearization(x, value, tangent_map)

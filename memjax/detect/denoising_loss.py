@@ -37,6 +37,7 @@ class DenoisingLoss:
     name: ClassVar[str] = "denoising_loss"
     title: ClassVar[str] = "Denoising loss"
     raw_name: ClassVar[str] = "mean |eps_hat - eps|^2"
+    default_level: ClassVar[float] = 0.2
     statement: ClassVar[str] = "How badly the model denoises the image: less badly if trained on."
 
     def __post_init__(self):
@@ -54,7 +55,9 @@ class DenoisingLoss:
     def finish(self, evidence: Evidence) -> Finding:
         """Minus the mean of ``|n + sigma s|^2 / d``."""
         evaluations = [evidence[point] for point in self._points()]
-        residual = jnp.stack([e.displacement / self.sigma + self.sigma * e.score for e in evaluations])
+        residual = jnp.stack(
+            [e.displacement / self.sigma + self.sigma * e.score for e in evaluations]
+        )
         losses = jnp.mean(jnp.square(residual), axis=tuple(range(1, residual.ndim)))
         loss = jnp.mean(losses)
         error = jnp.std(losses, ddof=1) / self.num_draws**0.5

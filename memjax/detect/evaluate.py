@@ -15,10 +15,9 @@ from memjax.detect.protocol import (
     Finding,
     Point,
     Product,
-    Score,
     merge_needs,
 )
-from memjax.diffusion.combine import at
+from memjax.diffusion.combine import Score, at
 
 
 def _displacement(point: Point, key: PRNGKeyArray, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -69,7 +68,7 @@ def evaluate_detectors(
     Args:
         score: ``(x, sigma, condition=None) -> s`` in EDM coordinates; a ``Model`` will do.
         x: one clean image, of the model's event shape.
-        detectors: what to compute, with distinct names.
+        detectors: what to compute.
         key: randomness of the draws; share it between images (common random numbers).
         condition: the image's own condition; ``None`` for the model's null condition.
         baseline: the score that ``Point(model="baseline")`` refers to.
@@ -79,13 +78,10 @@ def evaluate_detectors(
         an exception.
 
     Raises:
-        InputError: two detectors share a name, or one needs a baseline and none is given.
+        InputError: a detector needs a baseline and none is given.
 
     Cost: ``memjax.detect.cost(detectors, x.size)`` exactly.
     """
-    names = [detector.name for detector in detectors]
-    if len(set(names)) != len(names):
-        raise InputError(f"detectors: expected distinct names, got {names}")
     groups: dict[tuple, list[Point]] = {}
     needs = merge_needs(detectors, x.size)
     for point, products in needs.items():

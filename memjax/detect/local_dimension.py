@@ -36,6 +36,7 @@ class EffectiveDimension:
     name: ClassVar[str] = "effective_dimension"
     title: ClassVar[str] = "Effective dimension"
     raw_name: ClassVar[str] = "tr H, per squared data unit"
+    default_level: ClassVar[float] = 0.2
     statement: ClassVar[str] = (
         "How many directions the model leaves free at the image: near none at a stored one."
     )
@@ -51,7 +52,8 @@ class EffectiveDimension:
         """``-(1 + sigma^2 tr H / d)``."""
         evaluation = evidence[Point(self.sigma)]
         trace = evaluation.products[Trace()]
-        return finding(-(1 + self.sigma**2 * trace / evaluation.score.size), trace)
+        d_eff_share = 1 + self.sigma**2 * trace / evaluation.score.size
+        return finding(-d_eff_share, trace, score=evaluation.score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,7 @@ class FLIPD:
     name: ClassVar[str] = "flipd"
     title: ClassVar[str] = "FLIPD local dimension"
     raw_name: ClassVar[str] = "FLIPD, dimensions"
+    default_level: ClassVar[float] = 0.2
     statement: ClassVar[str] = (
         "Local dimension of the model's density at the image: near zero where it stored a point."
     )

@@ -6,8 +6,8 @@ the evidence into one number (``finish``), a pure function that runs under ``jit
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -46,6 +46,7 @@ class Point:
     model: Literal["target", "baseline"] = "target"
 
 
+@runtime_checkable
 class Product(Protocol):
     """A number (or array) computed from the linearised score at a point; hashable."""
 
@@ -114,7 +115,11 @@ class Finding(NamedTuple):
 
 
 def finding(
-    value: Float[Array, ""], raw: Float[Array, ""], standard_error: Float[Array, ""] | None = None
+    value: Float[Array, ""],
+    raw: Float[Array, ""],
+    standard_error: Float[Array, ""] | None = None,
+    *,
+    score: Float[Array, "..."] | None = None,
 ) -> Finding:
     """Build a ``Finding`` whose status follows from its numbers.
 
@@ -122,12 +127,14 @@ def finding(
         value: oriented, dimensionless.
         raw: the paper's scaling.
         standard_error: of ``value``; ``None`` for a deterministic statistic.
+        score: the score at the evaluated points, for a statistic that does not contain it (a
+            trace can be finite where the score is not).
 
     Returns:
         The finding; a non-finite number makes all of it NaN with status ``NONFINITE``.
     """
     error = jnp.zeros_like(value) if standard_error is None else standard_error
-    status = finite_status(value, raw)
+    status = finite_status(value, raw, *(() if score is None else (score,)))
     keep = status == 0
     nan = jnp.full_like(value, jnp.nan)
     return Finding(
@@ -138,21 +145,25 @@ def finding(
     )
 
 
+@runtime_checkable
 class Detector(Protocol):
     """A memorization statistic of one image under one model. Implementations are frozen.
 
     Attributes:
-        name: column name, unique among the detectors of one run.
-        title: for figures and tables.
+        name: what it is called on the command line and in tables.
+        title: for figures and reports.
         statement: one sentence on what the number is and why it tells memorization.
         raw_name: what the ``raw`` column holds, with its unit.
+        default_level: noise level an audit uses unless told otherwise, as a multiple of the
+            data's standard deviation.
         sigma: noise level in the score's units.
     """
 
-    name: str
-    title: str
-    statement: str
-    raw_name: str
+    name: ClassVar[str]
+    title: ClassVar[str]
+    statement: ClassVar[str]
+    raw_name: ClassVar[str]
+    default_level: ClassVar[float]
 
     @property
     def sigma(self) -> float:
@@ -214,6 +225,3 @@ def check_sigma(sigma: float) -> None:
     """
     if not 0.0 < sigma < float("inf"):
         raise InputError(f"sigma: expected a positive finite noise level, got {sigma}")
-
-
-Score = Callable[..., Float[Array, "..."]]
