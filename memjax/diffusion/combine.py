@@ -175,9 +175,10 @@ def guided(score: Score, weight: float | Float[Array, ""]) -> Score:
         Ho, Salimans (2022), arXiv:2207.12598, equation 6.
     """
     score = callable_pytree(score, "score")
-    if isinstance(weight, float) and weight == 1:
+    known = not isinstance(weight, jax.Array)
+    if known and weight == 1:
         return score
-    if isinstance(weight, float) and weight == 0:
+    if known and weight == 0:
         return Unconditional(score)
     return Guided(score, jnp.asarray(weight))
 
@@ -197,7 +198,8 @@ def gap(score: Score) -> Gap:
         InputError: ``score`` is not callable.
 
     References:
-        Wen, Liu, Chen, Lyu (2024), arXiv:2407.21720, equation 4 (there scaled by -sigma).
+        Wen, Liu, Chen, Lyu (2024), arXiv:2407.21720, section 3.3 (the gap of the predicted noise,
+        which is -sigma times ours).
     """
     return Gap(callable_pytree(score, "score"))
 
@@ -239,7 +241,7 @@ def classifier_guided(
         InputError: ``score`` or ``log_prob`` is not callable.
 
     References:
-        Dhariwal, Nichol (2021), arXiv:2105.05233, equation 10.
+        Dhariwal, Nichol (2021), arXiv:2105.05233, section 4.
     """
     return ClassifierGuided(
         callable_pytree(score, "score"), callable_pytree(log_prob, "log_prob"), jnp.asarray(weight)

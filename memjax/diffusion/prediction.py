@@ -1,7 +1,6 @@
 """The door: what a network predicts, in its own convention, becomes the one score."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from memjax._core.errors import InputError
 from memjax.diffusion.adapters import callable_pytree
 from memjax.diffusion.schedule import Schedule
 
-Prediction = Literal["epsilon", "v_prediction", "sample", "denoiser", "flow"]
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "denoiser", "flow")
 
 
 class EDMPreconditioned(eqx.Module):
@@ -95,11 +94,12 @@ class PredictionScore(eqx.Module):
     ``"flow"``          n - x0                                 (x + output)/(1 + sigma)
     ==================  =====================================  ==============================
 
-    The forms for v and flow are the general ones divided through by a: no difference of two
-    nearly equal images appears, so they keep the network's precision at small sigma. For
-    ``"sample"`` and a foreign ``"denoiser"`` the output itself has rounded the noise away: the
-    relative error is about eps |x|/(sigma |n_hat|). An ``EDMPreconditioned`` network is asked
-    for its noise directly and has no such loss.
+    These are the usual conversions divided through by a: no difference of nearly equal images is
+    formed where algebra can avoid it. It cannot where the output itself carries the clean image
+    and rounds the noise away: a relative error of about eps |x|/(sigma |n_hat|) remains for
+    ``"sample"`` and ``"denoiser"``, and eps |x|/((1 + sigma) |n_hat|) for ``"flow"``, eps being
+    the dtype's rounding. An ``EDMPreconditioned`` network is asked for its noise instead of its
+    denoiser and has no such loss.
 
     Made by ``from_prediction``. The network's weights are the leaves of this pytree.
 
@@ -110,7 +110,7 @@ class PredictionScore(eqx.Module):
     """
 
     network: Callable
-    prediction: Prediction = eqx.field(static=True)
+    prediction: str = eqx.field(static=True)
     schedule: Schedule = eqx.field(static=True)
 
     def __call__(
@@ -160,7 +160,7 @@ def _like(out: Array, x: Array) -> Array:
 
 
 def from_prediction(
-    network: Callable, *, prediction: Prediction, schedule: Schedule
+    network: Callable, *, prediction: str, schedule: Schedule
 ) -> PredictionScore:
     """Turn a network into a score in EDM coordinates (see ``PredictionScore`` for the formulas).
 
@@ -187,11 +187,11 @@ def from_prediction(
     -12.0
 
     References:
-        Ho, Jain, Abbeel (2020), arXiv:2006.11239, equation 11 (noise); Salimans, Ho (2022),
-        arXiv:2202.00512, Appendix D (v); Karras et al. (2022), arXiv:2206.00364, equation 3
-        (denoiser); Liu, Gong, Liu (2022), arXiv:2209.03003, equation 1 (flow).
+        Ho, Jain, Abbeel (2020), arXiv:2006.11239, section 3.2 (noise); Salimans, Ho (2022),
+        arXiv:2202.00512, section 4 (v); Karras et al. (2022), arXiv:2206.00364, equation 3
+        (denoiser); Esser et al. (2024), arXiv:2403.03206, section 2 (flow).
     """
-    if prediction not in get_args(Prediction):
-        known = ", ".join(get_args(Prediction))
+    if prediction not in PREDICTIONS:
+        known = ", ".join(PREDICTIONS)
         raise InputError(f"prediction: expected one of {known}, got {prediction!r}")
     return PredictionScore(callable_pytree(network, "network"), prediction, schedule)

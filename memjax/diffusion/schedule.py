@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from memjax._core.errors import InputError
 
 Scalar = float | Float[Array, "..."]
-BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 class Schedule(abc.ABC):
@@ -234,7 +234,7 @@ class ContinuousVP(_BetaIntegral):
     152.2
 
     References:
-        Song et al. (2021), arXiv:2011.13456, equations 29 and 33 (Appendices B and C).
+        Song et al. (2021), arXiv:2011.13456, Appendices B and C.
     """
 
     kind: ClassVar[str] = "continuous_vp"
@@ -276,7 +276,7 @@ class SubVP(_BetaIntegral):
     0.25
 
     References:
-        Song et al. (2021), arXiv:2011.13456, equation 29.
+        Song et al. (2021), arXiv:2011.13456, Appendix B.
     """
 
     kind: ClassVar[str] = "sub_vp"
@@ -339,7 +339,7 @@ class DiscreteVP(Schedule):
         arXiv:2305.08891.
     """
 
-    beta_schedule: BetaSchedule = "linear"
+    beta_schedule: str = "linear"
     num_train_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
@@ -348,8 +348,8 @@ class DiscreteVP(Schedule):
     kind: ClassVar[str] = "discrete_vp"
 
     def __post_init__(self):
-        if self.beta_schedule not in get_args(BetaSchedule):
-            known = ", ".join(get_args(BetaSchedule))
+        if self.beta_schedule not in BETA_SCHEDULES:
+            known = ", ".join(BETA_SCHEDULES)
             raise InputError(f"beta_schedule: expected one of {known}, got {self.beta_schedule!r}")
         least = 3 if self.rescale_betas_zero_snr else 2
         if self.num_train_timesteps < least:
@@ -435,20 +435,25 @@ def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
     if kind not in classes:
         raise InputError(f"schedule: expected one of {', '.join(classes)}, got {kind!r}")
     known = {field.name: field.type for field in dataclasses.fields(classes[kind])}
-    for name, value in parameters.items():
+    for name in parameters:
         if name not in known:
             raise InputError(f"schedule {kind}: expected {', '.join(known)}, got {name!r}")
-        if known[name] is float:
-            parameters[name] = _number(name, value)
-        elif isinstance(value, list):
-            parameters[name] = tuple(_number(name, item) for item in value)
+    parameters = {name: _parsed(name, known[name], value) for name, value in parameters.items()}
     return classes[kind](**parameters)
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{name}: expected a number, got {value!r}")
-    return float(value)
+def _parsed(name: str, annotation: Any, value: Any) -> Any:
+    """A JSON value as the type of its field: whole numbers are floats too, lists are tuples."""
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(annotation, type):
+        if type(value) is not annotation:
+            raise InputError(f"{name}: expected {annotation.__name__}, got {value!r}")
+        return value
+    # The one field left: an optional table of numbers.
+    if value is not None and not isinstance(value, list | tuple):
+        raise InputError(f"{name}: expected a list of numbers, got {value!r}")
+    return None if value is None else tuple(_parsed(name, float, item) for item in value)
 
 
 def _array(value: Scalar) -> Float[Array, "..."]:
