@@ -1,0 +1,5 @@
+"""Exact densities: score, curvature, posterior and likelihood in closed form at every sigma."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
