@@ -1,0 +1,5 @@
+"""Metrics on plain arrays: rates with intervals, flags, distances, copy rules."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
