@@ -1,4 +1,4 @@
-"""Metrics on plain arrays: rates with intervals, flags, distances, copy rules."""
+"""Numbers about scores and images, from plain arrays: rates, intervals, flags, copies."""
 
 import lazy_loader as _lazy
 

@@ -5,17 +5,33 @@ from .conformal import flag as flag
 from .distances import CopyResult as CopyResult
 from .distances import Neighbors as Neighbors
 from .distances import find_copies as find_copies
-from .distances import group_identical as group_identical
+from .distances import group_duplicates as group_duplicates
 from .distances import nearest_neighbors as nearest_neighbors
+from .intervals import proportion_interval as proportion_interval
+from .roc import RateEstimate as RateEstimate
+from .roc import RocCurve as RocCurve
+from .roc import ScoreEstimate as ScoreEstimate
+from .roc import auroc as roc_auc
+from .roc import average_precision as average_precision
+from .roc import roc_curve as roc_curve
+from .roc import tpr_at_fpr as tpr_at_fpr
 
 __all__ = [
     "CopyResult",
     "FlagResult",
     "Neighbors",
+    "RateEstimate",
+    "RocCurve",
+    "ScoreEstimate",
+    "average_precision",
     "benjamini_hochberg",
     "conformal_p_values",
     "find_copies",
     "flag",
-    "group_identical",
+    "group_duplicates",
     "nearest_neighbors",
+    "proportion_interval",
+    "roc_auc",
+    "roc_curve",
+    "tpr_at_fpr",
 ]

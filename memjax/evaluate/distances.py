@@ -1,23 +1,28 @@
-"""Distances between images, and the rule by which a sample counts as a copy."""
+"""Distances between images: nearest neighbors, duplicates, and the rule for a copy."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 
 from memjax._core.errors import InputError
+from memjax.evaluate.intervals import check_open_unit
 
-COPY_RATIO = 1 / 3
-_BLOCK = 2**24
-"""Entries of a distance block held at once: 128 MiB in float64."""
+# float64 entries of one block (64 MiB); the temporary arrays are a few of these.
+_BLOCK = 2**23
+_MAX_WIDTH = 2**14
+# Rounding can swap candidates at nearly equal distance: keep a few to spare until the exact ones
+# are known.
+_SPARE = 4
 
 
 class Neighbors(NamedTuple):
-    """The k nearest references of each query, nearest first.
+    """The k nearest points of each query, nearest first.
 
     Attributes:
-        index: row numbers among the references.
-        distance: Euclidean distances.
+        index: row numbers of the points; -1 for a query that is not finite.
+        distance: L2 distances, float64; NaN for a query that is not finite.
     """
 
     index: Int[np.ndarray, "q k"]
@@ -28,11 +33,12 @@ class CopyResult(NamedTuple):
     """Which samples copy which images.
 
     Attributes:
-        nearest: for each sample, the row number of its nearest image (the first of equal ones).
-        d1: distance to it.
-        d2: distance to the nearest image with other pixels.
-        is_copy: d1 / d2 < 1/3.
-        hits: for each image, the number of samples that copy it; equal images share their hits.
+        nearest: per sample, the row number of the nearest image (the first of its duplicates);
+            -1 for a sample that is not finite.
+        d1: L2 distance to it.
+        d2: L2 distance to the nearest image that is not a duplicate of it.
+        is_copy: d1 < ratio * d2, per sample.
+        hits: per image, the number of samples that copy it; duplicates share their hits.
     """
 
     nearest: Int[np.ndarray, "m"]
@@ -43,97 +49,205 @@ class CopyResult(NamedTuple):
 
 
 def nearest_neighbors(
-    queries: Float[np.ndarray, "q ..."], references: Float[np.ndarray, "n ..."], k: int = 1
+    queries: Float[np.ndarray, "q ..."], points: Float[np.ndarray, "n ..."], k: int = 1
 ) -> Neighbors:
-    """The k nearest references of each query in Euclidean distance.
-
-    Candidates are ranked by |a|^2 + |b|^2 - 2 a.b in float64, in blocks; the distances returned
-    are those of the differences themselves, so that a copy has distance exactly 0.
+    """The k points nearest to each query in L2 distance over all entries.
 
     Args:
-        queries: images, none with NaN.
-        references: images of the same shape.
-        k: how many, at most n.
+        queries: arrays of one shape.
+        points: arrays of the same shape; those with a NaN or infinite entry are nobody's
+            neighbor.
+        k: neighbors per query, 1 to the number of finite points.
 
     Returns:
-        Row numbers and distances, nearest first; the first of equal references comes first.
+        `Neighbors`, points at equal distance in row order. Where more than k + 4 points share
+        the k-th distance, any of them may be returned.
 
     Raises:
-        InputError: different image shapes, NaN, or k outside 1..n.
+        InputError: different shapes, or fewer than k finite points.
 
-    Cost: q n d multiplications; memory is one block of 128 MiB beside the inputs in float64.
+    Accuracy and cost:
+        k + 4 candidates are found by |q|^2 + |p|^2 - 2 q.p in float64 about the points' mean; the
+        distances returned are recomputed from the differences, so equal images are at exactly 0
+        and the relative error is that of float64. 2 q n d operations, a few blocks of 64 MiB
+        beside a copy of the inputs.
     """
-    if queries.shape[1:] != references.shape[1:]:
+    if queries.shape[1:] != points.shape[1:]:
         raise InputError(
-            f"queries: expected images of shape {references.shape[1:]}, got {queries.shape[1:]}"
+            f"queries: expected arrays of the points' shape {points.shape[1:]}, "
+            f"found {queries.shape[1:]}"
         )
-    n = len(references)
-    if not 1 <= k <= n:
-        raise InputError(f"k: expected between 1 and {n} neighbors, got {k}")
-    a = queries.reshape(len(queries), -1).astype(np.float64)
-    b = references.reshape(n, -1).astype(np.float64)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise InputError("queries, references: expected finite pixels, found NaN or infinity")
-    square = np.sum(b * b, axis=1)
-    index = np.empty((len(a), k), np.int64)
-    distance = np.empty((len(a), k))
-    # Rounding can swap candidates whose distances agree to 1e-8: keep a few to spare.
-    spare = min(n, k + 4)
-    step = max(1, _BLOCK // n)
-    for start in range(0, len(a), step):
-        block = a[start : start + step]
-        ranking = square[None, :] - 2 * block @ b.T
-        near = np.argpartition(ranking, spare - 1, axis=1)[:, :spare]
-        near.sort(axis=1)
-        exact = np.stack([np.linalg.norm(block - b[column], axis=1) for column in near.T], axis=1)
-        order = np.argsort(exact, axis=1, kind="stable")[:, :k]
-        index[start : start + step] = np.take_along_axis(near, order, axis=1)
-        distance[start : start + step] = np.take_along_axis(exact, order, axis=1)
+    rows = np.flatnonzero(_finite(points))
+    if not 1 <= k <= len(rows):
+        raise InputError(f"k: expected 1..{len(rows)} (the finite points), got {k}")
+    good = np.flatnonzero(_finite(queries))
+    q = queries.reshape(len(queries), -1)[good]
+    p = points.reshape(len(points), -1)[rows]
+    index = np.full((len(queries), k), -1, np.int64)
+    distance = np.full((len(queries), k), np.nan)
+    for part, blocks in _squared_distances(q, p):
+        near = np.empty((len(q[part]), 0), np.int64)
+        best = np.empty((len(q[part]), 0))
+        for columns, squared in blocks:
+            chosen = _smallest(squared, k + _SPARE)
+            near = np.concatenate([near, chosen + columns.start], axis=1)
+            best = np.concatenate([best, np.take_along_axis(squared, chosen, axis=1)], axis=1)
+            chosen = _smallest(best, k + _SPARE)
+            near = np.take_along_axis(near, chosen, axis=1)
+            best = np.take_along_axis(best, chosen, axis=1)
+        exact = np.stack([_distance(q[part], p[column]) for column in near.T], axis=1)
+        order = np.lexsort((near, exact), axis=1)[:, :k]
+        index[good[part]] = rows[np.take_along_axis(near, order, axis=1)]
+        distance[good[part]] = np.take_along_axis(exact, order, axis=1)
     return Neighbors(index, distance)
 
 
-def group_identical(images: Shaped[np.ndarray, "n ..."]) -> Int[np.ndarray, "n"]:
-    """Number of the first image with the same pixels, for each image.
+def group_duplicates(
+    images: Float[np.ndarray, "n ..."], *, tolerance: float = 0.0
+) -> Int[np.ndarray, "n"]:
+    """Group images that are equal, or linked by steps of at most ``tolerance`` in L2 distance.
 
     Args:
-        images: any arrays of one shape.
+        images: arrays of one shape.
+        tolerance: 0 for equal entries only; above 0, groups are the connected components of the
+            graph that joins images at distance <= ``tolerance``.
 
     Returns:
-        ``out[i] <= i``, and ``out[i] == out[j]`` exactly if images i and j are equal.
+        Per image the row number of the first image of its group; -1 where it is not finite.
+
+    Raises:
+        InputError: a negative tolerance.
+
+    Accuracy and cost:
+        Equality is exact. Distances are computed as |a|^2 + |b|^2 - 2 a.b in float64 about the
+        mean, so a pair whose squared distance is within about 1e-15 |x|^2 of ``tolerance``^2 may
+        fall on either side. O(n d log n) for equality, 2 n^2 d operations beyond it; memory as
+        for `nearest_neighbors`.
     """
-    flat = np.ascontiguousarray(images.reshape(len(images), -1))
-    _, first, inverse = np.unique(flat, axis=0, return_index=True, return_inverse=True)
-    return first[inverse.reshape(-1)]
+    if not tolerance >= 0:
+        raise InputError(f"tolerance: expected a distance of at least 0, got {tolerance}")
+    group = np.full(len(images), -1, np.int64)
+    rows = np.flatnonzero(_finite(images))
+    if not len(rows):
+        return group
+    # Adding zero makes -0.0 equal 0.0 byte by byte; comparing bytes is faster than comparing rows.
+    flat = np.ascontiguousarray(images.reshape(len(images), -1)[rows] + images.dtype.type(0))
+    packed = flat.view(np.dtype((np.void, flat.dtype.itemsize * flat.shape[1])))[:, 0]
+    _, first, inverse = np.unique(packed, return_index=True, return_inverse=True)
+    leader = first[inverse]
+    if tolerance > 0:
+        distinct = np.sort(first)
+        merged = distinct[_components(flat[distinct], tolerance)]
+        leader = merged[np.searchsorted(distinct, leader)]
+    group[rows] = rows[leader]
+    return group
 
 
 def find_copies(
-    samples: Float[np.ndarray, "m ..."], images: Float[np.ndarray, "n ..."]
+    samples: Float[np.ndarray, "m ..."],
+    images: Float[np.ndarray, "n ..."],
+    *,
+    ratio: float = 1 / 3,
+    tolerance: float = 0.0,
 ) -> CopyResult:
-    """Samples that reproduce an image, by the distance-ratio rule d1 / d2 < 1/3.
+    """Find the samples that reproduce an image, by the distance-ratio rule d1 / d2 < ratio.
 
-    d1 and d2 are the distances to the nearest and second nearest *distinct* image: among
-    repeated images d2 would be zero too, and the rule would never see a duplicated one.
+    d1 is the L2 distance from the sample to the nearest image and d2 that to the nearest one that
+    is not a duplicate of it. Without that proviso an image that stands twice in the training set
+    could never be copied, because d2 would equal d1.
 
     Args:
-        samples: generated images, none with NaN.
-        images: training images, at least two of them different.
+        samples: images drawn from the model.
+        images: the images it was trained on, with or without repetitions.
+        ratio: 1/3 in the literature.
+        tolerance: images linked by steps of at most this L2 distance count as duplicates
+            (`group_duplicates`), and the first of them stands for all.
 
     Returns:
-        A ``CopyResult``.
+        A `CopyResult`. Samples that are not finite are never copies; images that are not finite
+        are never hit.
 
     Raises:
-        InputError: shapes differ, pixels are not finite, or all images are equal.
+        InputError: different shapes, a ratio outside (0, 1), or fewer than two distinct images.
+
+    Accuracy and cost:
+        As `nearest_neighbors` with m queries, k = 2 and the distinct images.
 
     References:
-        Yoon, Choi, Kwon and Ryu, 2023 (ICML workshop SPIGM); Gu et al., 2023, arXiv:2310.02664.
+        Yoon, Choi, Kwon, Ryu (2023), "Diffusion probabilistic models generalize when they fail to
+        memorize", ICML workshop on structured probabilistic inference and generative modeling;
+        Gu et al. (2023), arXiv:2310.02664.
     """
-    group = group_identical(images)
-    distinct = np.unique(group)
+    check_open_unit("ratio", ratio)
+    group = group_duplicates(images, tolerance=tolerance)
+    distinct = np.unique(group[group >= 0])
     if len(distinct) < 2:
-        raise InputError("images: expected at least two different images, found one")
+        raise InputError(f"images: expected at least 2 distinct images, found {len(distinct)}")
     found = nearest_neighbors(samples, images[distinct], k=2)
-    nearest = distinct[found.index[:, 0]]
+    nearest = np.where(found.index[:, 0] >= 0, distinct[found.index[:, 0]], -1)
     d1, d2 = found.distance[:, 0], found.distance[:, 1]
-    is_copy = d1 < COPY_RATIO * d2
-    per_group = np.bincount(nearest[is_copy], minlength=len(images))
-    return CopyResult(nearest, d1, d2, is_copy, per_group[group])
+    is_copy = d1 < ratio * d2
+    hits = np.bincount(nearest[is_copy], minlength=len(images))
+    return CopyResult(nearest, d1, d2, is_copy, np.where(group >= 0, hits[group], 0))
+
+
+def _finite(images: Float[np.ndarray, "n ..."]) -> Bool[np.ndarray, "n"]:
+    return np.asarray(np.isfinite(images.reshape(len(images), -1)).all(axis=1))
+
+
+def _distance(a: Float[np.ndarray, "m d"], b: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m"]:
+    """L2 distance of each row to its partner, from the differences."""
+    difference = a.astype(np.float64) - b
+    return np.sqrt(np.einsum("ij,ij->i", difference, difference))
+
+
+def _smallest(values: Float[np.ndarray, "m n"], k: int) -> Int[np.ndarray, "m j"]:
+    """Columns of the k smallest entries of each row (of all, if there are no more), unordered."""
+    if values.shape[1] <= k:
+        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    return np.argpartition(values, k - 1, axis=1)[:, :k]
+
+
+def _squared_distances(
+    a: Float[np.ndarray, "m d"], b: Float[np.ndarray, "n d"]
+) -> Iterator[tuple[slice, Iterator[tuple[slice, np.ndarray]]]]:
+    """Squared distances block by block: rows of ``a``, and for each an iterator over ``b``.
+
+    Computed about one center, so that an offset common to all images does not cancel digits.
+    """
+    d = max(1, a.shape[1])
+    width = max(1, min(len(b), _BLOCK // d, _MAX_WIDTH))
+    height = max(1, min(len(a), _BLOCK // d, _BLOCK // width))
+    center = b[:1024].mean(axis=0, dtype=np.float64)
+
+    def across(left: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        norms = np.einsum("ij,ij->i", left, left)
+        for start in range(0, len(b), width):
+            right = b[start : start + width] - center
+            squared = left @ right.T
+            squared *= -2
+            squared += norms[:, None]
+            squared += np.einsum("ij,ij->i", right, right)
+            yield slice(start, start + len(right)), squared
+
+    for start in range(0, len(a), height):
+        left = a[start : start + height] - center
+        yield slice(start, start + len(left)), across(left)
+
+
+def _components(points: Float[np.ndarray, "n d"], tolerance: float) -> Int[np.ndarray, "n"]:
+    """First row of each point's connected component, points at <= ``tolerance`` being joined."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(points)
+    first = np.arange(n)
+    for part, blocks in _squared_distances(points, points):
+        for columns, squared in blocks:
+            i, j = np.nonzero(squared <= tolerance**2)
+            edges = (first[part][i], first[columns][j])
+            graph = coo_array((np.ones(len(i), bool), edges), shape=(n, n))
+            _, component = connected_components(graph, directed=False)
+            _, leader = np.unique(component, return_index=True)
+            first = leader[component[first]]
+    return first
