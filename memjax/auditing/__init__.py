@@ -1,0 +1,5 @@
+"""Audits: plan, evaluate in committed chunks, and put the findings into one table."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

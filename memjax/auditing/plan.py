@@ -1,0 +1,125 @@
+"""What an audit will do: which detectors at which noise levels, in which chunks."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from memjax._core.errors import InputError
+from memjax.data.images import ImageSet
+from memjax.detect.denoising_loss import DenoisingLoss
+from memjax.detect.local_dimension import FLIPD, EffectiveDimension
+from memjax.detect.protocol import Detector
+from memjax.detect.score_norm import ScoreNorm
+from memjax.diffusion.model import Model
+
+DETECTORS: dict[str, type] = {
+    kind.name: kind for kind in (FLIPD, DenoisingLoss, ScoreNorm, EffectiveDimension)
+}
+"""Detectors an audit knows by name; the first is the primary one, by which rows are ranked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedDetector:
+    """A detector with the column it fills.
+
+    Attributes:
+        label: column name: the detector's name, with ``@level`` unless at its default level.
+        detector: the detector, at a noise level in the model's units.
+        level: that noise level as a multiple of the data's standard deviation.
+    """
+
+    label: str
+    detector: Detector
+    level: float
+
+
+def _plan_one(spec: str | Detector, model: Model) -> PlannedDetector:
+    if not isinstance(spec, str):
+        return PlannedDetector(spec.name, spec, spec.sigma / model.data_std)
+    name, _, suffix = spec.partition("@")
+    if name not in DETECTORS:
+        raise InputError(f"detectors: unknown {name!r}; known: {', '.join(DETECTORS)}")
+    kind = DETECTORS[name]
+    try:
+        wanted = float(suffix) if suffix else kind.default_level
+    except ValueError:
+        raise InputError(
+            f"detectors: expected NAME@LEVEL with a number (multiple of the data's standard "
+            f"deviation), got {spec!r}"
+        ) from None
+    if not 0.0 < wanted < float("inf"):
+        raise InputError(f"detectors: expected a positive noise level, got {spec!r}")
+    sigma = min(max(wanted * model.data_std, model.sigma_min), model.sigma_max)
+    label = name if wanted == kind.default_level else f"{name}@{wanted:g}"
+    return PlannedDetector(label, kind(sigma), sigma / model.data_std)
+
+
+def plan_detectors(
+    specs: Sequence[str | Detector] | None, model: Model
+) -> tuple[PlannedDetector, ...]:
+    """Turn names into detectors at noise levels that suit a model.
+
+    Args:
+        specs: ``"flipd"`` (at its default level), ``"flipd@0.1"`` (at 0.1 times the standard
+            deviation of the data), or detectors with their own sigma; ``None`` for all known.
+            Levels are clipped to the model's range of noise.
+        model: supplies ``data_std``, ``sigma_min``, ``sigma_max``.
+
+    Returns:
+        The detectors in order; the first is the primary one.
+
+    Raises:
+        InputError: unknown name, unreadable level, or two detectors with one column.
+    """
+    planned = tuple(_plan_one(spec, model) for spec in (specs or tuple(DETECTORS)))
+    labels = [entry.label for entry in planned]
+    if len(set(labels)) != len(labels):
+        raise InputError(f"detectors: expected each once, got {', '.join(labels)}")
+    return planned
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Images that say what an unremarkable score looks like, and so what a flag means.
+
+    Either other images (``images``), or rows of the audited data (``rows``), which are then not
+    tested themselves.
+
+    Attributes:
+        meaning: ``"membership"`` if the calibration images were not trained on,
+            ``"duplication"`` if they are training images known to occur once.
+        images: calibration images from elsewhere.
+        rows: calibration rows among the audited images.
+        tested: rows to test; ``None`` for every row that does not calibrate.
+    """
+
+    meaning: Literal["membership", "duplication"]
+    images: ImageSet | None = None
+    rows: np.ndarray | None = None
+    tested: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.meaning not in ("membership", "duplication"):
+            raise InputError(
+                f"calibration: expected the meaning 'membership' or 'duplication', "
+                f"got {self.meaning!r}"
+            )
+        if (self.images is None) == (self.rows is None):
+            raise InputError("calibration: expected either images or rows, got both or neither")
+
+
+def default_chunk_size(d: int) -> int:
+    """Rows evaluated together so that their tangents fit in memory.
+
+    An exact trace holds ``min(d, 256)`` tangents of d numbers a row, times the network's width;
+    a budget of 2^20 numbers at the input keeps common networks within a few GiB.
+
+    Args:
+        d: numbers in one image.
+
+    Returns:
+        Rows a chunk, between 1 and 256.
+    """
+    return max(1, min(256, 2**20 // (min(d, 256) * d)))

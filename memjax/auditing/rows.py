@@ -1,0 +1,127 @@
+"""Evaluate detectors on many images, chunk by chunk, each chunk committed as it is done."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from memjax._core.keys import derive_key
+from memjax._core.status import Status
+from memjax.auditing.parts import Parts
+from memjax.data.images import ImageSet
+from memjax.detect.evaluate import evaluate_detectors
+from memjax.detect.protocol import Detector, Finding
+from memjax.diffusion.model import Model
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how much is done, out of how much)."""
+
+
+class RowFindings(NamedTuple):
+    """Findings of k detectors on n images, as plain arrays.
+
+    Attributes:
+        value: oriented, larger = more memorized; NaN in failed rows.
+        raw: in the papers' scaling.
+        standard_error: of ``value``.
+        status: ``memjax.Status`` codes.
+    """
+
+    value: Float[np.ndarray, "n k"]
+    raw: Float[np.ndarray, "n k"]
+    standard_error: Float[np.ndarray, "n k"]
+    status: Int[np.ndarray, "n k"]
+
+
+@partial(jax.jit, static_argnames="detectors")
+def _evaluate_chunk(
+    model: Model,
+    images: Float[Array, "c ..."],
+    conditions: PyTree,
+    key: PRNGKeyArray,
+    detectors: tuple[Detector, ...],
+) -> Finding:
+    def one(x, condition):
+        findings = evaluate_detectors(model, x, detectors, key=key, condition=condition)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *findings)
+
+    return jax.vmap(one)(images, conditions)
+
+
+def evaluate_rows(
+    model: Model,
+    images: ImageSet,
+    detectors: tuple[Detector, ...],
+    *,
+    conditions: PyTree = None,
+    seed: int,
+    chunk_size: int,
+    parts: Parts,
+    prefix: str,
+    progress: Progress,
+) -> RowFindings:
+    """Every detector on every readable image.
+
+    All chunks have one shape: the last is filled up with its own last row. Rows that could not
+    be read keep their place with their status, and never enter the network.
+
+    Args:
+        model: the audited model.
+        images: the rows.
+        detectors: what to compute.
+        conditions: pytree of arrays with one leading row axis, or ``None``.
+        seed: of the detectors' random draws.
+        chunk_size: rows evaluated together.
+        parts: where finished chunks are kept, and found again.
+        prefix: names these rows' parts.
+        progress: called after each chunk.
+
+    Returns:
+        Arrays over all rows, in the order of ``images``.
+    """
+    n = len(images)
+    key = derive_key(seed, "detectors")
+    ok = np.asarray(images.ok)
+    good = np.flatnonzero(ok)
+    columns = RowFindings(
+        *(np.full((n, len(detectors)), np.nan, np.float64) for _ in range(3)),
+        np.repeat(np.asarray(images.status, np.int32)[:, None], len(detectors), axis=1),
+    )
+    title = "evaluating detectors"
+    progress(title, 0, len(good))
+    for start in range(0, len(good), chunk_size):
+        rows = good[start : start + chunk_size]
+        name = f"{prefix}-{start:08d}"
+        part = parts.read(name)
+        if part is None or not _fits(part, rows, len(detectors)):
+            filled = np.concatenate([rows, np.repeat(rows[-1:], chunk_size - len(rows))])
+            found = _evaluate_chunk(
+                model,
+                jnp.asarray(images.images[filled]),
+                jax.tree.map(lambda leaf, filled=filled: jnp.asarray(leaf)[filled], conditions),
+                key,
+                detectors,
+            )
+            part = {k: np.asarray(v)[: len(rows)] for k, v in found._asdict().items()}
+            part["rows"] = rows
+            parts.write(name, part)
+        for field, column in zip(RowFindings._fields, columns, strict=True):
+            column[rows] = part[field]
+        progress(title, min(start + chunk_size, len(good)), len(good))
+    return columns
+
+
+def _fits(part: dict[str, np.ndarray], rows: np.ndarray, k: int) -> bool:
+    shape = (len(rows), k)
+    return np.array_equal(part.get("rows", ()), rows) and all(
+        field in part and part[field].shape == shape for field in RowFindings._fields
+    )
+
+
+def status_labels(status: Int[np.ndarray, "n"]) -> list[str]:
+    """Status codes as the words written into tables."""
+    return [Status(int(code)).label for code in status]
