@@ -1,6 +1,6 @@
 """The figures of a report, drawn from what the audit folder says.
 
-Every figure is 5.6 inches wide: two stand side by side at 1,280 pixels, and one stays legible at
+Every figure is 4.6 inches wide: two stand side by side at 1,280 pixels, and one stays legible at
 400. Nothing here touches pyplot. Text from outside is drawn as it stands (no mathematics, no
 TeX), and characters that the font lacks are replaced.
 """
@@ -20,9 +20,9 @@ from memjax.report._record import Record
 # Okabe and Ito's palette (2008), told apart by color-blind readers.
 _BLUE, _ORANGE, _VERMILLION, _GREEN = "#0072b2", "#e69f00", "#d55e00", "#009e73"
 _INK, _MUTED, _GRID, _GRAY = "#1c2126", "#59626c", "#e4e6e9", "#a9b0b8"
-_WIDTH = 5.6
-_STYLE = {
-    "figure.dpi": 200,
+_WIDTH = 4.6
+_STYLE: dict[str, Any] = {
+    "figure.dpi": 240.0,
     "figure.facecolor": "white",
     "font.family": ["DejaVu Sans"],  # the font matplotlib brings: the same bytes everywhere
     "font.size": 10.0,
@@ -52,12 +52,32 @@ _PAIRS = 24
 """Image pairs in the gallery figure."""
 
 
-def drawable(text: str, *, limit: int = 40) -> str:
-    """One line of text in characters that the figures' font has; ``?`` for any other."""
+def drawable(text: str, inches: float, *, size: float = 10.0) -> str:
+    """Text that fits: one line, in characters the font has, cut off at a width.
+
+    Args:
+        text: any string.
+        inches: room for it.
+        size: of the font, in points.
+
+    Returns:
+        The text; ``?`` for a character the font lacks, an ellipsis where it was cut.
+    """
     fonts = require("matplotlib.font_manager", "audit")
-    known = fonts.get_font(fonts.findfont("DejaVu Sans")).get_charmap()
-    line = one_line(text, limit=limit)
-    return "".join(character if ord(character) in known else "?" for character in line)
+    font = fonts.get_font(fonts.findfont("DejaVu Sans:bold"))  # the wider of the two we use
+    known = font.get_charmap()
+    line = one_line(text, limit=200)
+    line = "".join(character if ord(character) in known else "?" for character in line)
+    font.set_size(size, _STYLE["figure.dpi"])
+
+    def fits(part: str) -> bool:
+        font.set_text(part)
+        return font.get_width_height()[0] <= 64.0 * _STYLE["figure.dpi"] * inches
+
+    if fits(line):
+        return line
+    kept = next((n for n in range(len(line) - 1, 0, -1) if fits(line[:n] + "\u2026")), 0)
+    return line[:kept].rstrip() + "\u2026"
 
 
 def render(draw: Callable[..., Any], *arguments: Any) -> bytes:
@@ -119,8 +139,8 @@ def _score_scale(axes: Any, side: str, scores: Float[np.ndarray, "n"]) -> None:
     getattr(axes, f"{side}axis").set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
-def _score_label(audit: Audit, *, separator: str) -> str:
-    return f"{drawable(audit.primary.title, limit=30)}{separator}(larger = more memorized)"
+def _score_label(audit: Audit) -> str:
+    return f"{drawable(audit.primary.title, 2.2)}\n(larger = more memorized)"
 
 
 def _kinds(audit: Audit) -> list[tuple[str, Any, Bool[np.ndarray, "n"]]]:
@@ -130,7 +150,7 @@ def _kinds(audit: Audit) -> list[tuple[str, Any, Bool[np.ndarray, "n"]]]:
         unknown = ~np.any([group.member for group in audit.groups], axis=0)
         kinds = [("not known", _GRAY, unknown)]
         kinds += [
-            (drawable(group.label, limit=12), color, group.member)
+            (drawable(group.label, 0.9, size=9.0), color, group.member)
             for group, color in zip(audit.groups, _truth_colors(audit), strict=True)
         ]
     else:
@@ -155,9 +175,9 @@ def draw_ranking(audit: Audit) -> Any:
     if audit.stored is not None and (audit.stored & np.isfinite(audit.ranks)).any():
         strips.append(("stored", _INK, audit.stored & np.isfinite(audit.ranks)))
     pitch = 0.2
-    figure = _figure(3.4 + pitch * len(strips))
+    figure = _figure(3.1 + pitch * len(strips))
     curve, barcode = figure.subplots(
-        2, 1, sharex=True, gridspec_kw={"height_ratios": (2.5, pitch * len(strips))}
+        2, 1, sharex=True, gridspec_kw={"height_ratios": (2.2, pitch * len(strips))}
     )
     # Large groups first, so that a few rows are never hidden under many.
     for _, color, member in sorted(kinds, key=lambda kind: -int(kind[2].sum())):
@@ -180,7 +200,7 @@ def draw_ranking(audit: Audit) -> Any:
     curve.grid(color=_GRID, linewidth=0.8)
     curve.tick_params(axis="x", which="both", length=0)
     _score_scale(curve, "y", audit.scores)
-    curve.set_ylabel(_score_label(audit, separator="\n"))
+    curve.set_ylabel(_score_label(audit))
     for place, (_, color, member) in enumerate(strips):
         index = _thin(member, audit.ranks)
         barcode.vlines(
@@ -205,8 +225,12 @@ def draw_distribution(audit: Audit) -> Any:
     return _draw_groups(audit) if groups else _draw_histograms(audit)
 
 
+def _short(count: int) -> str:
+    return f"n={count:,}" if count < 10_000 else f"n={count / 1000:,.0f}k"
+
+
 def _draw_groups(audit: Audit) -> Any:
-    figure = _figure(4.0)
+    figure = _figure(3.5)
     axes = figure.add_subplot()
     labels = []
     for group, color in zip(audit.groups, _truth_colors(audit), strict=True):
@@ -221,59 +245,61 @@ def _draw_groups(audit: Audit) -> Any:
         )
         everything = audit.scores[group.member & np.isfinite(audit.scores)]
         if len(everything) >= 5:  # below that a box would be made up
-            line = {"color": _INK, "linewidth": 1.0}
-            axes.boxplot(
-                everything,
-                positions=[place],
-                widths=0.64,
-                showfliers=False,
-                manage_ticks=False,
-                zorder=3,
-                medianprops={"color": _INK, "linewidth": 2.0},
-                boxprops=line,
-                whiskerprops=line,
-                capprops=line,
-            )
-        labels.append(f"{drawable(group.label, limit=10)}\nn={len(everything):,}")
-    axes.set_xticks(range(len(labels)), labels, fontsize=9.5 if len(labels) < 7 else 8.5)
+            _box(axes, place, everything)
+        labels.append((group.label, len(everything)))
+    room = 3.6 / max(len(labels), 5)
+    texts = [
+        "\n".join(drawable(word, room, size=9.0) for word in [*label.split()[:2], _short(n)])
+        for label, n in labels
+    ]
+    axes.set_xticks(range(len(labels)), texts, fontsize=9.0)
     axes.tick_params(axis="x", length=0, labelcolor=_INK)
     margin = max(0.6, 0.5 * (5 - len(labels)))
     axes.set_xlim(-margin, len(labels) - 1 + margin)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     _score_scale(axes, "y", audit.scores)
     axes.set_xlabel(audit.grouping)
-    axes.set_ylabel(_score_label(audit, separator="\n"))
+    axes.set_ylabel(_score_label(audit))
     return figure
 
 
+def _box(axes: Any, place: int, values: Float[np.ndarray, "_"]) -> None:
+    """Median, quartiles, and whiskers to the last value within 1.5 box heights.
+
+    Drawn by hand: matplotlib's own box plot looks through all settings, which imports pyplot.
+    """
+    stats = require("matplotlib.cbook", "audit").boxplot_stats(values)[0]
+    low, high, half = stats["q1"], stats["q3"], 0.32
+    line = {"color": _INK, "zorder": 3, "solid_capstyle": "butt"}
+    for end, start in ((stats["whislo"], low), (stats["whishi"], high)):
+        axes.plot([place, place], [start, end], linewidth=1.0, **line)
+        axes.plot([place - half / 2, place + half / 2], [end, end], linewidth=1.0, **line)
+    sides = [place - half, place + half, place + half, place - half, place - half]
+    axes.plot(sides, [low, low, high, high, low], linewidth=1.0, **line)
+    axes.plot([place - half, place + half], [stats["med"]] * 2, linewidth=2.0, **line)
+
+
 def _draw_histograms(audit: Audit) -> Any:
-    panels: list[Calibration | None] = [c for c in audit.calibrations if c.calibrates.any()]
-    panels = panels or [None]
-    figure = _figure(1.2 + 2.2 * len(panels) if len(panels) > 1 else 4.0)
+    # Calibration images from elsewhere have no rows here: then the tested rows stand alone.
+    panels: list[Calibration | None] = [*audit.calibrations] or [None]
+    figure = _figure(0.6 + 2.3 * len(panels) if len(panels) > 1 else 3.5)
     scores = audit.scores[np.isfinite(audit.scores)]
     edges = np.histogram_bin_edges(scores, bins=40)
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, calibration in zip(grid, panels, strict=True):
+        finite = np.isfinite(audit.scores)
         if calibration is None:
-            parts = [("audited", _BLUE, np.isfinite(audit.scores))]
+            parts = [("audited", _BLUE, finite)]
         else:
             parts = [
-                ("calibration", _GRAY, calibration.calibrates),
-                ("tested", _BLUE, calibration.tested),
+                ("calibration", _GRAY, calibration.calibrates & finite),
+                ("tested", _BLUE, calibration.tested & finite),
             ]
-            flagged = audit.scores[calibration.flagged & np.isfinite(audit.scores)]
-            if len(flagged):
-                axes.axvline(
-                    float(flagged.min()),
-                    color=_VERMILLION,
-                    linestyle="--",
-                    linewidth=1.4,
-                    label=f"lowest score flagged: {calibration.meaning}",
-                )
+        handles = []
         for label, color, member in parts:
-            part = audit.scores[member & np.isfinite(audit.scores)]
+            part = audit.scores[member]
             if len(part):
-                axes.hist(
+                _, _, shapes = axes.hist(
                     part,
                     edges,
                     weights=np.full(len(part), 100.0 / len(part)),
@@ -282,16 +308,27 @@ def _draw_histograms(audit: Audit) -> Any:
                     color=color,
                     edgecolor=color,
                     linewidth=1.4,
-                    label=f"{label}, n={len(part):,}",
+                    label=f"{label}, {_short(len(part))}",
                 )
+                handles.append(shapes[0])
+        if calibration is not None and (calibration.flagged & finite).any():
+            lowest = float(audit.scores[calibration.flagged & finite].min())
+            handles.append(
+                axes.axvline(
+                    lowest, color=_VERMILLION, linestyle="--", linewidth=1.4,
+                    label="lowest score flagged",
+                )  # fmt: skip
+            )
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         axes.set_ylabel("% of images")
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, borderaxespad=0.2,
+            title=None if calibration is None else calibration.meaning,
+            title_fontproperties={"size": 9.5, "weight": "bold"}, alignment="left",
+            handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, borderaxespad=0.2,
             columnspacing=1.2,
         )  # fmt: skip
     _score_scale(grid[-1], "x", scores)
-    grid[-1].set_xlabel(_score_label(audit, separator=" "))
+    grid[-1].set_xlabel(_score_label(audit))
     return figure
 
 
@@ -317,14 +354,14 @@ def draw_metrics(audit: Audit) -> Any:
     left_end, ticks = (0.4, [0.5, 0.75, 1.0]) if low >= 0.4 else (-0.06, [0.0, 0.5, 1.0])
     counts = [sum(d.name in block for d in audit.detectors) for _, block in shown]
     # Laid out by hand, in inches: titles stand over the detectors' names, and panels line up.
-    left, gap, right, title_height, pitch, foot = 1.75, 0.18, 0.12, 0.36, 0.25, 0.55
+    left, gap, right, title_height, pitch, foot = 1.55, 0.16, 0.1, 0.36, 0.25, 0.55
     panel_width = (_WIDTH - left - gap - right) / 2.0
     height = 0.08 + sum(title_height + pitch * (n + 0.2) for n in counts) + foot
     figure = require("matplotlib.figure", "audit").Figure(figsize=(_WIDTH, height))
     top = height - 0.08
     for row, ((positives, negatives), block) in enumerate(shown):
         count = counts[row]
-        title = f"{drawable(positives, limit=34)} vs {drawable(negatives, limit=34)}"
+        title = drawable(f"{positives} vs {negatives}", _WIDTH - 0.24, size=9.5)
         figure.text(
             0.12 / _WIDTH, (top - 0.12) / height, title,
             fontsize=9.5, fontweight="bold", va="center",
@@ -363,13 +400,13 @@ def draw_metrics(audit: Audit) -> Any:
             if chance is not None:
                 panel.axvline(chance, color=_GRAY, linewidth=1.2, linestyle=":")
         axes[0].set_yticks(
-            range(count), [drawable(d.title, limit=22) for d in detectors], fontsize=9.0
+            range(count), [drawable(d.title, left - 0.12, size=9.0) for d in detectors], fontsize=9.0
         )
         axes[0].tick_params(axis="y", labelcolor=_INK)
         if row == len(shown) - 1:  # the last block carries the scale
             axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes[1].set_xticks([0.0, 0.5, 1.0], ["0", "0.5", "1"])
-            axes[0].set_xlabel("AUROC (dotted: chance)")
+            axes[0].set_xlabel("AUROC")
             axes[1].set_xlabel("TPR" if rate is None else f"TPR at {100.0 * rate:g} % FPR")
     return figure
 

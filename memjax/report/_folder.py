@@ -95,7 +95,8 @@ class Audit:
         groups: rows by known truth, in order of increasing multiplicity; empty if unknown.
         grouping: what the groups' labels count.
         failed: number of rows without a rank.
-        statuses: ``(detector title or "", status label, rows)`` for everything but ``ok``.
+        statuses: ``("", status label, rows)`` of failed rows, and ``(detector title, status
+            label, rows)`` of detectors that failed on rows that did not.
         top: table entries of the first ranks, in order.
         failures: table entries of the first failed rows, in order.
         gallery: images by rank.
@@ -159,6 +160,10 @@ class _Table:
     def numbers(self, name: str) -> Float[np.ndarray, "n"]:
         """A column as float64, NaN where null."""
         return self._converted(name, self._arrow.float64(), float("nan"))
+
+    def integers(self, name: str) -> Int[np.ndarray, "n"]:
+        """A column as int64, -1 where null."""
+        return self._converted(name, self._arrow.int64(), -1)
 
     def truths(self, name: str) -> Bool[np.ndarray, "n"]:
         """A column of truth values, False where null."""
@@ -282,7 +287,7 @@ def _multiplicity_label(low: int, high: int) -> str:
 
 def _gallery(path: Path) -> Gallery:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in
                       ("rows", "images", "nearest_samples", "nearest_distance")}  # fmt: skip
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -313,6 +318,14 @@ def _gallery(path: Path) -> Gallery:
     return Gallery(rows[:k], images[:k], nearest[:k], distance[:k])
 
 
+def _tally(title: str, codes: np.ndarray, labels: list[str]) -> list[tuple[str, str, int]]:
+    return [
+        (title, one_line(label, limit=60), int((codes == code).sum()))
+        for code, label in enumerate(labels)
+        if label != "ok" and (codes == code).any()
+    ]
+
+
 def read_audit(folder: Path) -> Audit:
     """Read what the report shows from an audit folder.
 
@@ -340,7 +353,7 @@ def read_audit(folder: Path) -> Audit:
     table = _Table(folder / "table.parquet")
     gallery = _gallery(folder / "gallery.npz")
 
-    row_numbers = table.numbers("row").astype(np.int64)
+    row_numbers = table.integers("row")
     ranks = table.numbers("rank")
     scores = table.numbers(primary.column)
     ranked = np.isfinite(ranks)
@@ -349,14 +362,12 @@ def read_audit(folder: Path) -> Audit:
     failures = row_numbers[np.flatnonzero(~ranked)[:FAILED_ROWS]].tolist()
     entries = table.entries([*top, *failures, *gallery.rows.tolist()])
 
-    statuses = []
-    for title, column in [("", "status"), *((d.title, f"{d.column}_status") for d in detectors)]:
-        codes, labels = table.coded(column)
-        statuses += [
-            (title, one_line(label, limit=60), int((codes == code).sum()))
-            for code, label in enumerate(labels)
-            if label != "ok"
-        ]
+    codes, labels = table.coded("status")
+    fine = codes == labels.index("ok") if "ok" in labels else np.zeros(codes.shape, bool)
+    statuses = _tally("", codes, labels)
+    for detector in detectors:
+        codes, labels = table.coded(f"{detector.column}_status")
+        statuses += _tally(detector.title, codes[fine], labels)
     return Audit(
         manifest=manifest,
         metrics=metrics,

@@ -47,7 +47,13 @@ STATUS_WORDS = {
 def _number(value: Any, digits: int = 4) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         return _NONE
-    return f"{value:,.{digits}g}" if abs(value) < 1e6 else f"{value:.{digits}g}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.{digits}g}"
+
+
+def _aligned(value: Any, digits: int = 4) -> str:
+    """A measured number with all its digits, so that columns line up: 4.300 beside 4.271."""
+    text = _number(value, digits)
+    return text if text == _NONE or "," in text else f"{value:#.{digits}g}".removesuffix(".")
 
 
 def _count(value: Any) -> str:
@@ -74,22 +80,18 @@ def _entry_text(entry: dict[str, Any], key: str, limit: int) -> str:
     return one_line(str(value), limit=limit) if value is not None else ""
 
 
-def _truth(entry: dict[str, Any]) -> str:
-    """What is known of a row, in words; empty if nothing is."""
-    words = []
+def _truth(entry: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is known of a row, as terms and values; empty if nothing is."""
+    known = []
     multiplicity = entry.get("multiplicity")
     if isinstance(multiplicity, (int, float)) and not math.isnan(multiplicity):
-        words.append(
-            "not in the training set" if multiplicity == 0
-            else f"in the training set {multiplicity:,g}\u00d7"
-        )  # fmt: skip
+        known.append(("times in training", f"{multiplicity:,g}"))
     elif entry.get("split") is not None:
-        names = {"train": "in the training set", "heldout": "not in the training set"}
         split = _entry_text(entry, "split", 40)
-        words.append(names.get(split, split))
-    if entry.get("extracted") is True:
-        words.append("known to be extractable")
-    return ", ".join(words)
+        known.append(("in training", {"train": "yes", "heldout": "no"}.get(split, split)))
+    if isinstance(entry.get("extracted"), bool):
+        known.append(("extracted", "yes" if entry["extracted"] else "no"))
+    return known
 
 
 def _flags(audit: Audit, entry: dict[str, Any]) -> list[dict[str, Any]]:
@@ -104,7 +106,7 @@ def _flags(audit: Audit, entry: dict[str, Any]) -> list[dict[str, Any]]:
             state = "not tested"
         else:
             state = "flagged" if flag else "not flagged"
-        out.append({"meaning": calibration.meaning, "p": _number(p, 2), "state": state,
+        out.append({"meaning": calibration.meaning, "p": _aligned(p, 2), "state": state,
                     "flagged": state == "flagged"})  # fmt: skip
     return out
 
@@ -117,36 +119,21 @@ def _row(audit: Audit, entry: dict[str, Any]) -> dict[str, Any]:
         "rank": _count(entry.get("rank")),
         "row": _count(entry.get("row")),
         "id": _entry_text(entry, "id", 80) or _NONE,
-        "score": _number(entry.get(audit.primary.column)),
+        "score": _aligned(entry.get(audit.primary.column)),
         "other_ranks": [_count(entry.get(f"{d.column}_rank")) for d in others],
         "other_titles": [d.title for d in others],
         "flags": _flags(audit, entry),
         "stored": stored is True,
         "stored_word": {True: "stored", False: "no"}.get(stored, _NONE),
         "copies": _count(entry.get("copies")),
-        "distance": _number(entry.get("nearest_sample_distance"), 3),
-        "truth": _truth(entry) or _NONE,
+        "distance": _aligned(entry.get("nearest_sample_distance"), 3),
+        "truth": _truth(entry),
     }
 
 
 def _findings(audit: Audit) -> list[dict[str, str]]:
     """The headline: what was found, in words that claim no more than was shown."""
-    rows = len(audit.ranks)
-    failed = audit.failed
-    cards = [
-        {
-            "kind": "plain",
-            "value": _count(rows - failed),
-            "label": "images ranked",
-            "text": f"Out of {_count(rows)}, by {audit.primary.title}. "
-            + (
-                f"{_count(failed)} could not be scored; they stand in no ranking and are listed "
-                "under Failed rows."
-                if failed
-                else "None failed."
-            ),
-        }
-    ]
+    cards = []
     samples = audit.manifest.record("samples")
     stored = audit.metrics.record("stored").count("rows")
     if samples and stored is not None:
@@ -190,18 +177,17 @@ def _findings(audit: Audit) -> list[dict[str, str]]:
     for contrast in audit.metrics.records("contrasts"):
         if contrast.values.get("detector") == audit.primary.name:
             auroc = contrast.record("auroc")
-            ends = auroc.number("low"), auroc.number("high")
-            interval = "" if any(map(math.isnan, ends)) else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
-            value = auroc.number("value")
+            value, low, high = (auroc.number(key) for key in ("value", "low", "high"))
+            interval = "" if math.isnan(low + high) else f", interval {low:.3f} to {high:.3f}"
             cards.append(
                 {
                     "kind": "plain",
                     "value": _NONE if math.isnan(value) else f"{value:.3f}",
                     "label": "AUROC against known truth",
-                    "text": f"How well {audit.primary.title} separates images "
+                    "text": f"{audit.primary.title} separates images "
                     f"{contrast.text('positives', limit=80)} from images "
-                    f"{contrast.text('negatives', limit=80)}{interval}; "
-                    "0.5 is chance, 1 is perfect.",
+                    f"{contrast.text('negatives', limit=80)}{interval}. "
+                    "Guessing gives 0.5, perfect separation 1.",
                 }
             )
             break
@@ -225,7 +211,7 @@ def _flag_card(audit: Audit, index: int) -> dict[str, str]:
         mine = flags.values.get("meaning") == meaning
         if mine and flags.values.get("detector") == audit.primary.name:
             right, wrong = flags.count("true"), flags.count("false")
-            if right is not None and wrong is not None:
+            if right is not None and wrong is not None and calibration.flagged.any():
                 card["text"] += (
                     f" By the known truth {_count(right)} of them are right and "
                     f"{_count(wrong)} wrong."
@@ -267,19 +253,22 @@ def _claims(audit: Audit) -> list[dict[str, str]]:
 
 
 def _metric_table(audit: Audit) -> dict[str, Any]:
+    """Metrics grouped by contrast, in the order of metrics.json."""
     contrasts = audit.metrics.records("contrasts")[:_LISTED]
-    rates = sorted({entry.number("fpr") for c in contrasts for entry in c.records("tpr_at_fpr")})
+    rates = sorted(
+        {entry.number("fpr") for c in contrasts for entry in c.records("tpr_at_fpr")}, reverse=True
+    )
     titles = {d.name: d.title for d in audit.detectors}
-    lines = []
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for contrast in contrasts:
         by_rate = {entry.number("fpr"): entry for entry in contrast.records("tpr_at_fpr")}
         name = str(contrast.values.get("detector"))
-        lines.append(
+        sides = tuple(
+            f"{contrast.text(side, limit=80)} ({_count(contrast.count(number))})"
+            for side, number in (("positives", "n_positive"), ("negatives", "n_negative"))
+        )
+        groups.setdefault((sides[0], sides[1]), []).append(
             {
-                "contrast": f"{contrast.text('positives', limit=80)} vs "
-                f"{contrast.text('negatives', limit=80)}",
-                "counts": f"{_count(contrast.count('n_positive'))} vs "
-                f"{_count(contrast.count('n_negative'))}",
                 "detector": titles.get(name, one_line(name, limit=60)),
                 "cells": [
                     _interval(contrast.record("auroc")),
@@ -290,7 +279,7 @@ def _metric_table(audit: Audit) -> dict[str, Any]:
         )
     return {
         "columns": ["AUROC", "Average precision", *(f"TPR at {_percent(r)} FPR" for r in rates)],
-        "lines": lines,
+        "groups": list(groups.items()),
     }
 
 
@@ -365,10 +354,15 @@ def _facts(audit: Audit) -> dict[str, list[list[str]]]:
     return {
         "summary": [
             ["Model", model.text("name", limit=120) or _NONE],
-            ["Data", f"{data.text('name', limit=120) or _NONE}, {_count(data.count('rows'))} rows"],
+            ["Data", data.text("name", limit=120) or _NONE],
+            [
+                "Images",
+                f"{_count(len(audit.ranks) - audit.failed)} ranked, "
+                f"{_count(audit.failed) if audit.failed else 'none'} failed",
+            ],
             ["Samples", f"{_count(samples.count('count'))} generated" if samples else "none"],
             ["Calibration", "; ".join(calibrations) or "none"],
-            ["Detectors", _count(len(audit.detectors)) + f", ranked by {audit.primary.title}"],
+            ["Detectors", f"{_count(len(audit.detectors))}, {audit.primary.title} ranks"],
             ["Seed", one_line(str(seed), limit=40) if seed is not None else _NONE],
         ],
         "model": [
@@ -460,7 +454,7 @@ def render_page(
         | {
             "image": image,
             "nearest": sample,
-            "distance": _number(float(distance), 3),
+            "distance": _aligned(float(distance), 3),
         }
         for entry, image, sample, distance in zip(
             audit.shown, images, nearest, audit.gallery.distance, strict=True
@@ -473,7 +467,7 @@ def render_page(
         # The only markup that is not escaped is our own style sheet.
         style=require("markupsafe", "audit").Markup(style),
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        none=_NONE,
+        missing=_NONE,
         incomplete=state != "completed",
         model=audit.manifest.record("model").text("name", limit=80) or "an unnamed model",
         data=audit.manifest.record("data").text("name", limit=80) or "unnamed data",
@@ -487,6 +481,7 @@ def render_page(
         samples=_count(samples.count("count")) if samples else "",
         rule=samples.text("rule", limit=80),
         figures=figures,
+        grouped=bool(audit.groups),
         truth=audit.metrics.text("truth", limit=300),
         metrics=_metric_table(audit),
         flags=_flag_table(audit),

@@ -1,0 +1,123 @@
+"""Figures stay legible: no text over other text, none outside the canvas."""
+
+import itertools
+import json
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+from memjax.report import _figures
+from memjax.report._folder import read_audit
+from memjax.report._images import THUMBNAIL_SIDE, png, thumbnail
+
+VARIANTS = {
+    "complete": {"calibration": ("duplication", "membership")},
+    "large": {"rows": 30_000, "gallery": 5},
+    "no truth": {"truth": None, "calibration": ("duplication", "membership")},
+    "split only": {"truth": "split"},
+    "ranking only": {"truth": None, "calibration": (), "samples": 0},
+    "one detector": {"detectors": 1},
+    "many detectors": {"detectors": 12},
+    "ten rows": {"rows": 10, "failed": 1},
+    "one row": {"rows": 1, "failed": 0},
+    "long names": {"text": lambda i: f"{i} " + "W" * 200},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("kind", ["ranking", "distribution", "metrics", "gallery"])
+def test_no_text_overlaps(write, tmp_path, monkeypatch, name, kind):
+    audit = read_audit(write(tmp_path, **VARIANTS[name]))
+    if kind == "metrics" and not audit.metrics.items("contrasts"):
+        pytest.skip("no truth, no metrics")
+    arguments = []
+    if kind == "gallery":
+        arguments = [
+            [thumbnail(image) for image in audit.gallery.images],
+            [None if np.isnan(s).any() else thumbnail(s) for s in audit.gallery.nearest],
+        ]
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_figures._STYLE)
+        figure = getattr(_figures, f"draw_{kind}")(audit, *arguments)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()  # settles the layout
+        boxes = []
+        draw = Text.draw
+
+        def recorded(text, renderer):
+            if text.get_visible() and text.get_text().strip():
+                boxes.append((text.get_text(), text.get_window_extent(renderer)))
+            draw(text, renderer)
+
+        monkeypatch.setattr(Text, "draw", recorded)
+        canvas.draw()
+    assert boxes
+    for label, box in boxes:
+        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= canvas.get_width_height()[0] + 1
+        assert inside, label
+        assert box.y1 <= canvas.get_width_height()[1] + 1, label
+    for (first, a), (second, b) in itertools.combinations(boxes, 2):
+        # One pixel of touching line height is no overlap.
+        overlap = min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+        assert not overlap, (first, second)
+
+
+def test_text_is_drawn_as_it_stands():
+    assert _figures.drawable("a$x^2$b", 5.0) == "a$x^2$b"
+    assert _figures.drawable("日本 é × \x00", 5.0) == "?? é ×"
+
+
+@pytest.mark.parametrize("text", ["W" * 500, "i" * 500, "short", ""])
+def test_text_is_cut_to_its_room(text):
+    lengths = [len(_figures.drawable(text, inches)) for inches in (0.01, 0.5, 1.0, 2.0, 4.0)]
+    assert lengths == sorted(lengths)
+    assert lengths[-1] == len(text) or _figures.drawable(text, 4.0).endswith("\u2026")
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_scores_of_any_size(write, tmp_path, scale):
+    audit = read_audit(write(tmp_path, rows=60))
+    scores = audit.scores * scale
+    scores[np.nanargmax(scores)] = 1e6 * scale
+    stretched = audit.__class__(**{**vars(audit), "scores": scores})
+    for draw in (_figures.draw_ranking, _figures.draw_distribution):
+        assert _figures.render(draw, stretched).startswith(b"\x89PNG")
+
+
+def test_equal_scores(write, tmp_path):
+    audit = read_audit(write(tmp_path, rows=60, truth=None))
+    same = audit.__class__(**{**vars(audit), "scores": np.zeros_like(audit.scores)})
+    for draw in (_figures.draw_ranking, _figures.draw_distribution):
+        assert _figures.render(draw, same).startswith(b"\x89PNG")
+
+
+def test_unresolvable_and_worse_than_chance(write, tmp_path):
+    folder = write(tmp_path, rows=60)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    contrast = metrics["contrasts"][0]
+    contrast["auroc"] = {"value": 0.1, "low": 0.0, "high": 0.2}
+    contrast["tpr_at_fpr"] = [{"fpr": 0.001, "resolvable": False}]
+    metrics["contrasts"] = [contrast]
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    audit = read_audit(folder)
+    assert _figures.figure_rate(audit.metrics.records("contrasts")) == 0.001
+    assert _figures.render(_figures.draw_metrics, audit).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 3), (256, 128, 3), (1, 500, 1), (9, 7, 5)])
+def test_thumbnails(shape):
+    image = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    pixels = thumbnail(image)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2] == (3 if shape[2] == 3 else 1)
+    assert max(pixels.shape[:2]) == min(THUMBNAIL_SIDE, max(shape[:2]))
+    assert png(pixels).startswith(b"\x89PNG")
+
+
+def test_pixels_outside_the_range():
+    image = np.array([[[np.nan], [np.inf], [-np.inf], [5.0], [-1.0], [1.0]]], np.float32)
+    assert thumbnail(image)[0, :, 0].tolist() == [128, 255, 0, 255, 0, 255]
