@@ -10,6 +10,9 @@ from jaxtyping import Array, Float, PyTree
 
 from memjax._core.errors import InputError
 
+Scalar = float | int | Float[Array, ""]
+"""A number known in advance, or an array that may be traced."""
+
 
 class _Static(eqx.Module):
     """A callable whose arrays are leaves and whose other parts are hashed with the treedef."""
@@ -25,7 +28,7 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic)
 
 
-def callable_pytree(function: Callable, name: str = "function") -> Callable:
+def callable_pytree(function: Any, name: str = "function") -> Callable:
     """The same callable in a form that a jitted function can take as an argument.
 
     A pytree whose leaves are all arrays is returned as it is. In anything else (a plain function,
@@ -129,7 +132,8 @@ class NNXNetwork(eqx.Module):
     def __init__(self, model: Any, *, batched: bool = False, **call_kwargs):
         from flax import nnx  # half a second, paid by those who use NNX
 
-        self.graph, self.state = nnx.split(model)
+        self.graph, state = nnx.split(model)
+        self.state = jax.tree.map(lambda leaf: leaf, state)  # no longer the model's variables
         self.batched = batched
         self.call_kwargs = tuple(sorted(call_kwargs.items()))
 
@@ -140,6 +144,6 @@ class NNXNetwork(eqx.Module):
         from flax import nnx
 
         def apply(*args):
-            return nnx.merge(self.graph, self.state)(*args, **dict(self.call_kwargs))
+            return nnx.merge(self.graph, self.state, copy=True)(*args, **dict(self.call_kwargs))
 
         return _call_one(apply, x, t, condition, self.batched)

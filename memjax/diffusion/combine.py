@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from memjax._core.errors import InputError
-from memjax.diffusion.adapters import callable_pytree
+from memjax.diffusion.adapters import Scalar, callable_pytree
 
 Score = Callable[..., Float[Array, "..."]]
 
@@ -34,7 +34,7 @@ class Guided(eqx.Module):
     def __call__(
         self,
         x: Float[Array, "..."],
-        sigma: float | Float[Array, ""],
+        sigma: Scalar,
         condition: PyTree = None,
     ) -> Float[Array, "..."]:
         """The guided score; s_null for ``condition=None``. Two evaluations of the score."""
@@ -52,7 +52,7 @@ class Unconditional(eqx.Module):
     def __call__(
         self,
         x: Float[Array, "..."],
-        sigma: float | Float[Array, ""],
+        sigma: Scalar,
         condition: PyTree = None,
     ) -> Float[Array, "..."]:
         """s(x, sigma, None). One evaluation of the score."""
@@ -68,7 +68,7 @@ class Gap(eqx.Module):
     def __call__(
         self,
         x: Float[Array, "..."],
-        sigma: float | Float[Array, ""],
+        sigma: Scalar,
         condition: PyTree,
     ) -> Float[Array, "..."]:
         """The gap at a condition other than ``None``. Two evaluations of the score."""
@@ -87,7 +87,7 @@ class Difference(eqx.Module):
     def __call__(
         self,
         x: Float[Array, "..."],
-        sigma: float | Float[Array, ""],
+        sigma: Scalar,
         condition: PyTree = None,
     ) -> Float[Array, "..."]:
         """The difference, both at the same condition. One evaluation of either score."""
@@ -104,13 +104,17 @@ class ClassifierGuided(eqx.Module):
     def __call__(
         self,
         x: Float[Array, "..."],
-        sigma: float | Float[Array, ""],
+        sigma: Scalar,
         condition: PyTree = None,
     ) -> Float[Array, "..."]:
         """The guided score. One evaluation of the score, one gradient of the classifier."""
         sigma = jnp.asarray(sigma, x.dtype)
         slope = jax.grad(self.log_prob)(x, sigma, condition)
         return self.score(x, sigma, None) + self.weight.astype(x.dtype) * slope
+
+
+def _floating(value: Scalar) -> Float[Array, ""]:
+    return value if isinstance(value, jax.Array) else jnp.asarray(float(value))
 
 
 def _branches(score: Score, x: Array, sigma: float | Array, condition: PyTree) -> tuple:
@@ -131,7 +135,7 @@ def _stackable(a: PyTree, b: PyTree) -> bool:
     return signature(a) == signature(b)
 
 
-def at(score: Score, sigma: float | Float[Array, ""], condition: PyTree = None) -> ScoreAt:
+def at(score: Score, sigma: Scalar, condition: PyTree = None) -> ScoreAt:
     """The field x -> s(x, sigma, condition): a score at one noise level and condition.
 
     The field is a callable pytree whose leaves are the score's weights, sigma and the condition:
@@ -153,10 +157,10 @@ def at(score: Score, sigma: float | Float[Array, ""], condition: PyTree = None) 
     >>> field(jnp.array([2.0, 4.0])).tolist()
     [-1.0, -2.0]
     """
-    return ScoreAt(callable_pytree(score, "score"), jnp.asarray(sigma), condition)
+    return ScoreAt(callable_pytree(score, "score"), _floating(sigma), condition)
 
 
-def guided(score: Score, weight: float | Float[Array, ""]) -> Score:
+def guided(score: Score, weight: Scalar) -> Score:
     """Classifier-free guidance: s_null + w (s_cond - s_null).
 
     Args:
@@ -180,7 +184,7 @@ def guided(score: Score, weight: float | Float[Array, ""]) -> Score:
         return score
     if known and weight == 0:
         return Unconditional(score)
-    return Guided(score, jnp.asarray(weight))
+    return Guided(score, _floating(weight))
 
 
 def gap(score: Score) -> Gap:
@@ -221,7 +225,7 @@ def difference(score: Score, baseline: Score) -> Difference:
 
 
 def classifier_guided(
-    score: Score, log_prob: Callable[..., Float[Array, ""]], weight: float | Float[Array, ""]
+    score: Score, log_prob: Callable[..., Float[Array, ""]], weight: Scalar
 ) -> ClassifierGuided:
     """Classifier guidance: s(x, sigma, null) + w grad_x log p(condition | x, sigma).
 
@@ -244,5 +248,5 @@ def classifier_guided(
         Dhariwal, Nichol (2021), arXiv:2105.05233, section 4.
     """
     return ClassifierGuided(
-        callable_pytree(score, "score"), callable_pytree(log_prob, "log_prob"), jnp.asarray(weight)
+        callable_pytree(score, "score"), callable_pytree(log_prob, "log_prob"), _floating(weight)
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from memjax._core.errors import InputError
-from memjax.diffusion.adapters import callable_pytree
+from memjax.diffusion.adapters import Scalar, callable_pytree
 from memjax.diffusion.combine import Score
 
 
@@ -85,7 +85,7 @@ class Model(eqx.Module):
     def score(
         self,
         x: Float[Array, "..."],
-        sigma: float | Float[Array, ""],
+        sigma: Scalar,
         condition: PyTree = None,
     ) -> Float[Array, "..."]:
         """s(x, sigma, condition), like x; ``None`` stands for the null condition.
@@ -113,7 +113,7 @@ class Model(eqx.Module):
     def __call__(
         self,
         x: Float[Array, "..."],
-        sigma: float | Float[Array, ""],
+        sigma: Scalar,
         condition: PyTree = None,
     ) -> Float[Array, "..."]:
         """``model.score(x, sigma, condition)``."""

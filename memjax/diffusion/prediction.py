@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from memjax._core.errors import InputError
-from memjax.diffusion.adapters import callable_pytree
+from memjax.diffusion.adapters import Scalar, callable_pytree
 from memjax.diffusion.schedule import Schedule
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "denoiser", "flow")
@@ -46,7 +46,7 @@ class EDMPreconditioned(eqx.Module):
     def __call__(
         self,
         x: Float[Array, "..."],
-        sigma: float | Float[Array, ""],
+        sigma: Scalar,
         condition: PyTree = None,
     ) -> Float[Array, "..."]:
         """D(x, sigma, condition), like x. One evaluation of the network."""
@@ -58,7 +58,7 @@ class EDMPreconditioned(eqx.Module):
     def noise(
         self,
         x: Float[Array, "..."],
-        sigma: float | Float[Array, ""],
+        sigma: Scalar,
         condition: PyTree = None,
     ) -> Float[Array, "..."]:
         """The noise (x - D)/sigma = sigma/(sigma^2 + d^2) x - d/sqrt(sigma^2 + d^2) F.
@@ -116,7 +116,7 @@ class PredictionScore(eqx.Module):
     def __call__(
         self,
         x: Float[Array, "..."],
-        sigma: float | Float[Array, ""],
+        sigma: Scalar,
         condition: PyTree = None,
     ) -> Float[Array, "..."]:
         """s(x, sigma, condition), like x in shape and dtype. One evaluation of the network.
@@ -159,9 +159,7 @@ def _like(out: Array, x: Array) -> Array:
     return out.astype(x.dtype)
 
 
-def from_prediction(
-    network: Callable, *, prediction: str, schedule: Schedule
-) -> PredictionScore:
+def from_prediction(network: Callable, *, prediction: str, schedule: Schedule) -> PredictionScore:
     """Turn a network into a score in EDM coordinates (see ``PredictionScore`` for the formulas).
 
     Args:
