@@ -102,11 +102,11 @@ class VarianceExploding(Schedule):
         _require_range("sigma_min, sigma_max", self.sigma_min, self.sigma_max)
 
     def sigma(self, t: Scalar) -> Float[Array, "..."]:
-        """T itself."""
+        """The noise level at time t is t."""
         return _array(t)
 
     def time(self, sigma: Scalar) -> Float[Array, "..."]:
-        """Sigma itself."""
+        """The time at noise level sigma is sigma."""
         return _array(sigma)
 
     def alpha_at(self, sigma: Scalar) -> Float[Array, "..."]:
@@ -176,12 +176,12 @@ class FlowMatching(_TimeRange):
             raise InputError(f"t_max: expected a time below 1, got {self.t_max}")
 
     def sigma(self, t: Scalar) -> Float[Array, "..."]:
-        """T / (1 - t)."""
+        """The ratio t / (1 - t)."""
         t = _array(t)
         return t / (1 - t)
 
     def time(self, sigma: Scalar) -> Float[Array, "..."]:
-        """Sigma / (1 + sigma), written to hold at sigma = infinity too."""
+        """The ratio sigma / (1 + sigma), written to hold at sigma = infinity too."""
         return 1 / (1 + 1 / _array(sigma))
 
     def alpha_at(self, sigma: Scalar) -> Float[Array, "..."]:
