@@ -11,7 +11,7 @@ from typing import BinaryIO, NoReturn
 import numpy as np
 
 from memjax._core.errors import InputError
-from memjax.data._refuse import RefusedError, one_line, open_regular
+from memjax.data._refuse import RefusedError, open_regular, reason
 
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -49,7 +49,7 @@ def read_array(path: Path) -> np.ndarray:
         except MemoryError:
             _fail(path, "an array that fits in memory", "one that does not")
         except Exception as error:  # zipfile, zlib and ast fail in many ways on damaged input
-            _fail(path, "an intact .npy or .npz file", one_line(error))
+            _fail(path, "an intact .npy or .npz file", reason(error))
     _fail(path, "a folder of images, a .npy or a .npz file", "neither")
 
 

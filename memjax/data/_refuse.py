@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from memjax._core.status import Status
+from memjax._core.text import one_line
 
 
 class RefusedError(Exception):
@@ -26,10 +27,9 @@ def mismatch(reason: str) -> RefusedError:
     return RefusedError(Status.INPUT_MISMATCH, reason)
 
 
-def one_line(error: BaseException) -> str:
-    """What a foreign exception says, as one short printable line."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in words)[:160]
+def reason(error: BaseException) -> str:
+    """What a foreign exception says, on one short line."""
+    return one_line(str(error) or type(error).__name__, limit=160)
 
 
 def open_regular(path: Path) -> BinaryIO:

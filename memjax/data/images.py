@@ -68,7 +68,7 @@ def load_images(
     path: str | os.PathLike[str],
     *,
     event_shape: tuple[int, int, int] | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: tuple[float | int, float | int] | None = None,
 ) -> ImageSet:
     """Read the images of a folder, of a ``.npy`` or of a ``.npz`` file.
 
@@ -126,7 +126,7 @@ def from_array(
     *,
     ids: Sequence[str] | None = None,
     labels: Int[np.ndarray, "n"] | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: tuple[float | int, float | int] | None = None,
 ) -> ImageSet:
     """Images that are already an array, checked row by row.
 
@@ -164,7 +164,7 @@ def _check(
     *,
     ids: Sequence[str] | None = None,
     labels: Int[np.ndarray, "n"] | None = None,
-    value_range: tuple[float, float] | None,
+    value_range: tuple[float | int, float | int] | None,
 ) -> ImageSet:
     """`from_array` under the name that its errors shall give."""
     if images.ndim not in (3, 4) or images.size == 0:
@@ -325,7 +325,7 @@ def _integer_table(bits: int) -> Float[np.ndarray, "k"]:
 
 
 def _from_floats(
-    pixels: Float[np.ndarray, "h w c"], low: float, high: float
+    pixels: Float[np.ndarray, "h w c"], low: float | int, high: float | int
 ) -> Float[np.ndarray, "h w c"]:
     """[low, high] to [-1, 1]."""
     if not np.isfinite(pixels).all():

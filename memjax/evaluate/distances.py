@@ -103,7 +103,7 @@ def nearest_neighbors(
 
 
 def group_duplicates(
-    images: Float[np.ndarray, "n ..."], *, tolerance: float = 0.0
+    images: Float[np.ndarray, "n ..."], *, tolerance: float | int = 0.0
 ) -> Int[np.ndarray, "n"]:
     """Group images that are equal, or linked by steps of at most ``tolerance`` in L2 distance.
 
@@ -148,7 +148,7 @@ def find_copies(
     images: Float[np.ndarray, "n ..."],
     *,
     ratio: float = 1 / 3,
-    tolerance: float = 0.0,
+    tolerance: float | int = 0.0,
 ) -> CopyResult:
     """Find the samples that reproduce an image, by the distance-ratio rule d1 / d2 < ratio.
 

@@ -4,7 +4,7 @@ from memjax._core.errors import InputError
 
 
 def proportion_interval(
-    successes: float, trials: float, *, confidence: float = 0.95
+    successes: float | int, trials: float | int, *, confidence: float = 0.95
 ) -> tuple[float, float]:
     """Clopper-Pearson interval for the success probability p of a binomial count k of n.
 
