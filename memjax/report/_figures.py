@@ -5,6 +5,7 @@ Every figure is 4.6 inches wide: two stand side by side at 1,280 pixels, and one
 TeX), and characters that the font lacks are replaced.
 """
 
+import bisect
 import io
 from collections.abc import Callable
 from typing import Any
@@ -76,8 +77,8 @@ def drawable(text: str, inches: float, *, size: float = 10.0) -> str:
 
     if fits(line):
         return line
-    kept = next((n for n in range(len(line) - 1, 0, -1) if fits(line[:n] + "\u2026")), 0)
-    return line[:kept].rstrip() + "\u2026"
+    kept = bisect.bisect_left(range(len(line)), True, key=lambda n: not fits(line[:n] + "\u2026"))
+    return line[: max(0, kept - 1)].rstrip() + "\u2026"
 
 
 def render(draw: Callable[..., Any], *arguments: Any) -> bytes:
