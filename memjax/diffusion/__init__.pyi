@@ -9,6 +9,10 @@ from .model import Model as Model
 from .prediction import EDMPreconditioned as EDMPreconditioned
 from .prediction import PredictionScore as PredictionScore
 from .prediction import from_prediction as from_prediction
+from .sampling import ddim as ddim
+from .sampling import heun as heun
+from .sampling import noise_levels as noise_levels
+from .sampling import sample as sample
 from .schedule import ContinuousVP as ContinuousVP
 from .schedule import DiscreteVP as DiscreteVP
 from .schedule import FlowMatching as FlowMatching
@@ -31,9 +35,13 @@ __all__ = [
     "VarianceExploding",
     "at",
     "classifier_guided",
+    "ddim",
     "difference",
     "from_prediction",
     "gap",
     "guided",
+    "heun",
+    "noise_levels",
+    "sample",
     "schedule_from_config",
 ]
