@@ -107,11 +107,9 @@ def low_rank_covariance(
 ) -> Covariance:
     """F F^T + variance I, by the singular values of F."""
     matrix = float_array("factor", factor)
-    if matrix.shape[:-1] != event_shape:
-        raise InputError(
-            f"factor: expected shape {[*event_shape, 'r']} as strings of the mean's shape, "
-            f"got {list(matrix.shape)}"
-        )
+    if matrix.ndim == 0 or matrix.shape[:-1] != event_shape:
+        expected = ", ".join([*map(str, event_shape), "r"])
+        raise InputError(f"factor: expected shape [{expected}], got {list(matrix.shape)}")
     off = covariance_from("variance", variance, event_shape, dtype).off
     if off.shape != (1,):
         raise InputError(f"variance: expected one number, got shape {list(np.shape(variance))}")

@@ -200,7 +200,7 @@ def _variance_along(
     def add(total, log_joint, rows):
         weights = jnp.exp(log_joint - moments.log_total)
         along = jnp.matmul(rows - moments.mean[None], direction, precision="highest")
-        return total + jnp.sum(weights * along**2)
+        return total + jnp.sum(weights * along * along)
 
     nothing = jnp.zeros((), x.dtype)
     return _fold(add, nothing, points, log_weights, x, sigma, chunk_size)

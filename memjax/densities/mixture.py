@@ -109,7 +109,8 @@ class GaussianMixture(Density):
         return Parts(
             score,
             jnp.sum(mixed.weights * laplacian) + mixed.total_spread(),
-            jnp.sum(mixed.weights * (curvature + along**2)),
+            # In this order: the square of a component without weight may overflow.
+            jnp.sum(mixed.weights * curvature + mixed.weights * along * along),
         )
 
     def _posterior(self, x: Float[Array, " d"], sigma: Float[Array, ""]) -> Posterior:
