@@ -1,4 +1,4 @@
-from .audit import audit as audit
+from .run import audit as audit
 from .plan import Calibration as Calibration
 from .result import AuditResult as AuditResult
 

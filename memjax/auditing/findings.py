@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from memjax._core.errors import InputError
-from memjax.auditing.plan import Calibration, PlannedDetector
+from memjax.auditing.plan import Calibration, PlannedDetector, row_mask
 from memjax.auditing.rows import RowFindings
 from memjax.data.images import ImageSet
 from memjax.evaluate.conformal import flag
@@ -98,7 +98,7 @@ def flag_rows(
     out = []
     for calibration, rows in zip(calibrations, calibration_rows, strict=True):
         tested = np.zeros(n, bool)
-        tested[np.arange(num_data) if calibration.tested is None else calibration.tested] = True
+        tested[:num_data] = row_mask(calibration.tested, num_data, "tested rows")
         tested[rows] = False
         role = np.full(n, None, object)
         role[tested] = "tested"

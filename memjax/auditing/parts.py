@@ -87,7 +87,8 @@ class Parts:
         if self.folder is None:
             return None
         try:
-            with np.load(self.folder / f"{name}.npz", allow_pickle=False) as archive:
+            data = io.BytesIO((self.folder / f"{name}.npz").read_bytes())
+            with np.load(data, allow_pickle=False) as archive:
                 return {key: archive[key] for key in archive.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return None

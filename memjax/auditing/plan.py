@@ -2,9 +2,8 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
-
 import numpy as np
+from jaxtyping import Bool
 
 from memjax._core.errors import InputError
 from memjax.data.images import ImageSet
@@ -91,11 +90,11 @@ class Calibration:
         meaning: ``"membership"`` if the calibration images were not trained on,
             ``"duplication"`` if they are training images known to occur once.
         images: calibration images from elsewhere.
-        rows: calibration rows among the audited images.
-        tested: rows to test; ``None`` for every row that does not calibrate.
+        rows: calibration rows among the audited images, as row numbers or a mask.
+        tested: rows to test, likewise; ``None`` for every row that does not calibrate.
     """
 
-    meaning: Literal["membership", "duplication"]
+    meaning: str
     images: ImageSet | None = None
     rows: np.ndarray | None = None
     tested: np.ndarray | None = None
@@ -108,6 +107,37 @@ class Calibration:
             )
         if (self.images is None) == (self.rows is None):
             raise InputError("calibration: expected either images or rows, got both or neither")
+
+
+def row_mask(rows: np.ndarray | None, n: int, name: str) -> Bool[np.ndarray, "n"]:
+    """Row numbers or a mask, as a mask over n rows.
+
+    Args:
+        rows: row numbers, a mask, or ``None`` for all rows.
+        n: how many rows there are.
+        name: the argument's name, for the error.
+
+    Returns:
+        A boolean mask.
+
+    Raises:
+        InputError: a mask of another length, or a row number outside 0..n-1.
+    """
+    if rows is None:
+        return np.ones(n, bool)
+    rows = np.asarray(rows)
+    mask = np.zeros(n, bool)
+    if rows.dtype == bool:
+        if rows.shape != (n,):
+            raise InputError(f"{name}: expected a mask of {n} rows, got shape {rows.shape}")
+        return rows
+    if rows.size and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= n):
+        raise InputError(
+            f"{name}: expected row numbers between 0 and {n - 1}, "
+            f"got {rows.dtype} from {rows.min()} to {rows.max()}"
+        )
+    mask[rows.astype(np.int64)] = True
+    return mask
 
 
 def default_chunk_size(d: int) -> int:

@@ -23,6 +23,7 @@ from memjax.auditing.plan import (
     PlannedDetector,
     default_chunk_size,
     plan_detectors,
+    row_mask,
 )
 from memjax.auditing.result import AuditResult
 from memjax.auditing.rows import Progress, RowFindings, evaluate_rows, status_labels
@@ -103,7 +104,7 @@ def audit(
     report = progress or (lambda stage, done, total: None)
     clock: dict[str, float] = {}
     rows = images if isinstance(images, ImageSet) else from_array(np.asarray(images))
-    _check_arguments(model, rows, calibrations, fdr, num_samples, samples, conditions)
+    _check_arguments(model, rows, calibrations, fdr, num_samples, samples, conditions, chunk_size)
     planned = plan_detectors(detectors, model)
     chunk = chunk_size or default_chunk_size(int(np.prod(model.event_shape)))
 
@@ -149,10 +150,7 @@ def audit(
     drawn = samples if samples is not None else _draw(model, num_samples, seed, parts, report)
     copies = None
     if drawn is not None:
-        among = np.ones(len(rows), bool)
-        if trained_on is not None:
-            among[:] = False
-            among[trained_on] = True
+        among = row_mask(trained_on, len(rows), "trained_on")
         copies = look_for_copies(rows, np.asarray(drawn), among)
     clock["sampled"] = time.perf_counter()
 
@@ -224,8 +222,7 @@ def _append(
     findings, images, end = [found], [rows], len(rows)
     for calibration, extra in zip(calibrations, elsewhere, strict=True):
         if calibration.images is None or extra is None:
-            mask = np.zeros(len(rows), bool)
-            mask[calibration.rows] = True
+            mask = row_mask(calibration.rows, len(rows), "calibration rows")
             positions.append(np.flatnonzero(mask))
             continue
         positions.append(np.arange(end, end + len(calibration.images)))
@@ -252,6 +249,7 @@ def _check_arguments(
     num_samples: int,
     samples: Any,
     conditions: PyTree,
+    chunk_size: int | None,
 ) -> None:
     encoded = jax.eval_shape(model.encode, jax.ShapeDtypeStruct(rows.event_shape, np.float32))
     sets = [("images", rows), *(("calibration", c.images) for c in calibrations if c.images)]
@@ -265,6 +263,8 @@ def _check_arguments(
         raise InputError(f"fdr: expected a rate between 0 and 1, got {fdr}")
     if num_samples < 0:
         raise InputError(f"num_samples: expected 0 or more, got {num_samples}")
+    if chunk_size is not None and chunk_size < 1:
+        raise InputError(f"chunk_size: expected at least 1, got {chunk_size}")
     if samples is not None and samples.shape[1:] != rows.event_shape:
         raise InputError(
             f"samples: expected images of shape {_shape(rows.event_shape)}, "

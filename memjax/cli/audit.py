@@ -1,0 +1,269 @@
+"""``memjax audit``: from a model and images to a ranked, reviewable report."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memjax.cli.app import COMPLETED, FINDINGS, INCOMPLETE, cli, messages
+from memjax.cli.progress import progress_bar
+
+MEANINGS = {
+    "membership": "was trained on",
+    "duplication": "was trained on more than once",
+}
+
+
+@cli.command()
+@click.argument("model", metavar="digits|MODEL_DIR")
+@click.option("--data", metavar="PATH", help="Images to audit: a folder, .npy or .npz.")
+@click.option(
+    "--calibration", metavar="PATH", help="Images to calibrate flags with; without, a ranking only."
+)
+@click.option(
+    "--calibration-means",
+    type=click.Choice(list(MEANINGS)),
+    default="membership",
+    show_default=True,
+    help="membership: calibration images were not trained on. duplication: they are training "
+    "images known to occur once.",
+)
+@click.option("--out", metavar="DIR", help="Output folder (digits: memjax-digits).")
+@click.option(
+    "--detector",
+    "detectors",
+    multiple=True,
+    metavar="NAME[@LEVEL]",
+    help="Repeatable; the first ranks. LEVEL is the noise in standard deviations of the data.",
+)
+@click.option("--fdr", type=float, default=0.1, show_default=True, help="False flags among flags.")
+@click.option(
+    "--samples",
+    type=click.IntRange(0),
+    default=1024,
+    show_default=True,
+    help="Samples drawn to see what comes out (digits: always 4096).",
+)
+@click.option("--value-range", type=float, nargs=2, help="Black and white in float arrays.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option("--chunk-size", type=click.IntRange(1), help="Rows evaluated together.")
+@click.option("--fail-on-findings", is_flag=True, help="Exit status 3 if a row is flagged.")
+def audit(
+    model: str,
+    data: str | None,
+    calibration: str | None,
+    calibration_means: str,
+    out: str | None,
+    detectors: tuple[str, ...],
+    fdr: float,
+    samples: int,
+    value_range: tuple[float, float] | None,
+    seed: int,
+    chunk_size: int | None,
+    fail_on_findings: bool,
+) -> int:
+    """Audit a model: rank images by how strongly it has memorized them.
+
+    "digits" trains a small model on handwritten digits of which some are planted several times
+    (once; it is cached), and audits that: see what memjax does in two minutes. Otherwise name the
+    folder of a saved model and the images with --data.
+
+    Writes table.parquet, table.csv, metrics.json, manifest.json, figures and report.html into
+    --out. Interrupted? The same command goes on where it stopped.
+
+    Exit status: 0 completed, 2 bad usage or input, 3 something flagged (--fail-on-findings),
+    4 incomplete.
+    """
+    common = {
+        "detectors": detectors or None,
+        "fdr": fdr,
+        "seed": seed,
+        "chunk_size": chunk_size,
+    }
+    if model == "digits":
+        if data or calibration:
+            raise click.UsageError("'digits' brings its own images; drop --data and --calibration")
+        folder = Path(out or "memjax-digits")
+        run = _digits(folder, seed, common)
+    else:
+        if data is None:
+            raise click.UsageError("--data PATH is missing: the images to audit")
+        if out is None:
+            raise click.UsageError("--out DIR is missing: where to write the results")
+        folder = Path(out)
+        run = _own(
+            model, data, calibration, calibration_means, folder, samples, value_range, common
+        )
+
+    try:
+        with progress_bar(messages) as progress:
+            result = run(progress)
+            result.write(folder)
+    except KeyboardInterrupt:
+        messages.print(
+            f"memjax: interrupted; finished chunks are kept in {folder}, and the same command "
+            "goes on from there",
+            markup=False,
+            soft_wrap=True,
+        )
+        return INCOMPLETE
+
+    from memjax.report.build import build_report
+
+    page = build_report(folder)
+    _show(result, folder, page)
+    flagged = sum(entry["flagged"] for entry in result.metrics["flags"])
+    return FINDINGS if fail_on_findings and flagged else COMPLETED
+
+
+def _names(model: str, data: str) -> dict[str, str]:
+    command = shlex.join(["memjax", *sys.argv[1:]])
+    return {"model": model, "data": data, "command": command}
+
+
+def _digits(folder: Path, seed: int, common: dict[str, Any]) -> Callable[..., Any]:
+    def run(progress: Callable[..., None]) -> Any:
+        from memjax.auditing.run import audit as audit_model
+        from memjax.auditing.digits import digits_audit
+
+        return audit_model(
+            **digits_audit(seed, progress),
+            **common,
+            out=folder,
+            names=_names("graded digits test bed", "scikit-learn digits, 8x8"),
+            progress=progress,
+        )
+
+    return run
+
+
+def _own(
+    model: str,
+    data: str,
+    calibration: str | None,
+    meaning: str,
+    folder: Path,
+    samples: int,
+    value_range: tuple[float, float] | None,
+    common: dict[str, Any],
+) -> Callable[..., Any]:
+    existing(model, "MODEL_DIR")
+    existing(data, "--data")
+    if calibration is not None:
+        existing(calibration, "--calibration")
+
+    def run(progress: Callable[..., None]) -> Any:
+        from memjax.auditing.run import audit as audit_model
+        from memjax.auditing.plan import Calibration
+        from memjax.checkpoints.files import load
+        from memjax.data.images import load_images
+
+        loaded = load(model)
+        images = load_images(data, value_range=value_range)
+        calibrations = ()
+        if calibration is not None:
+            shape = images.event_shape
+            others = load_images(calibration, event_shape=shape, value_range=value_range)
+            calibrations = (Calibration(meaning, images=others),)  # type: ignore[arg-type]
+        return audit_model(
+            loaded,
+            images,
+            calibrations=calibrations,
+            num_samples=samples,
+            **common,
+            out=folder,
+            names=_names(Path(model).name, Path(data).name),
+            progress=progress,
+        )
+
+    return run
+
+
+def _show(result: Any, folder: Path, page: Path) -> None:
+    primary = result.manifest["primary"]
+    top = result.top(10)
+    table = Table(title=f"Most suspicious by {primary}", title_justify="left")
+    shown = [("rank", "rank", "right"), ("image", "id", "left"), (primary, primary, "right")]
+    shown += [
+        (f"p ({meaning})", f"p_{meaning}_{primary}", "right")
+        for meaning in MEANINGS
+        if top and f"p_{meaning}_{primary}" in top[0]
+    ]
+    shown += [
+        (title, key, "right")
+        for title, key in (("stored", "stored"), ("copies", "copies"), ("repeats", "multiplicity"))
+        if top and top[0].get(key) is not None
+    ]
+    for title, _, justify in shown:
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for row in top:
+        table.add_row(*(Text(_cell(row[key])) for _, key, _ in shown))
+    console.print(table)
+
+    _show_metrics(result.metrics["contrasts"])
+    for entry in result.metrics["flags"]:
+        if entry["detector"] == primary:
+            console.print(_flag_sentence(entry), markup=False)
+    stored = result.metrics["stored"]
+    if stored is not None:
+        console.print(
+            f"stored: {stored['images']} images are reproduced by {stored['copying_samples']:,} of "
+            f"{stored['samples']:,} samples (copy rule d1/d2 < 1/3)",
+            markup=False,
+        )
+    failed = result.manifest["data"]["rows"] - result.manifest["data"]["status_counts"].get("ok", 0)
+    if failed:
+        console.print(f"{failed} rows could not be read; their reasons are in the table")
+    console.print(f"report: {page}", markup=False, soft_wrap=True)
+    console.print(f"table:  {folder / 'table.csv'} (and .parquet)", markup=False, soft_wrap=True)
+
+
+def _show_metrics(contrasts: list[dict[str, Any]]) -> None:
+    if not contrasts:
+        return
+    table = Table(title="Against the known truth, with 95 % intervals", title_justify="left")
+    table.add_column("detector")
+    table.add_column("tells apart")
+    table.add_column("AUROC", justify="right")
+    table.add_column("TPR at 1 % FPR", justify="right")
+    wanted = ("repeated 4 times or more", "seen once")
+    for entry in contrasts:
+        if entry["positives"] in wanted:
+            table.add_row(
+                entry["detector"],
+                f"{entry['positives']} from {entry['negatives']}",
+                _interval(entry["auroc"]),
+                _interval(entry["tpr_at_fpr"][0]),
+            )
+    console.print(table)
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    if entry.get("resolvable") is False:
+        return "not resolvable"
+    return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+
+
+def _flag_sentence(entry: dict[str, Any]) -> str:
+    sentence = (
+        f"{entry['meaning']}: {entry['flagged']} of {entry['tested']} tested images are flagged "
+        f"at false-discovery rate {entry['fdr']:g} (it {MEANINGS[entry['meaning']]})"
+    )
+    if not entry["resolvable"]:
+        sentence += "; too few calibration images for any flag"
+    elif entry["true"] is not None:
+        sentence += f"; {entry['true']} of them rightly"
+    return sentence
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return one_line(str(value), limit=60)

@@ -1,0 +1,86 @@
+"""``memjax train`` and ``memjax sample``."""
+
+from pathlib import Path
+
+import click
+
+from memjax.cli.app import cli, console, existing, messages
+from memjax.cli.progress import progress_bar
+
+
+@cli.command()
+@click.argument("data")
+@click.option("--out", required=True, metavar="DIR", help="Folder of the saved model.")
+@click.option("--network", type=click.Choice(["mlp", "unet"]), default="mlp", show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=8000, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--value-range", type=float, nargs=2, help="Black and white in float arrays.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+def train(
+    data: str,
+    out: str,
+    network: str,
+    steps: int,
+    batch_size: int,
+    value_range: tuple[float, float] | None,
+    seed: int,
+) -> None:
+    """Train a small diffusion model on the images in DATA (a folder, .npy or .npz).
+
+    Interrupted? The same command goes on from the last checkpoint in --out.
+    """
+    existing(data, "DATA")
+    from memjax.checkpoints.files import save
+    from memjax.data.images import load_images
+    from memjax.training.loop import train as fit
+
+    images = load_images(data, value_range=value_range)
+    folder = Path(out)
+    with progress_bar(messages) as progress:
+        model = fit(
+            images.images[images.ok],
+            network=network,
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            checkpoint_dir=folder,
+            progress=lambda step, total, loss: progress("training", step, total, f"loss {loss:.4f}"),
+        )
+    save(model, folder)
+    console.print(f"model: {folder}", markup=False, soft_wrap=True)
+
+
+@cli.command()
+@click.argument("model_dir")
+@click.option("--out", default="samples.png", show_default=True, metavar="FILE", help="Picture.")
+@click.option("-n", "--num", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--method", type=click.Choice(["heun", "ddim"]), default="heun", show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=18, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+def sample(model_dir: str, out: str, num: int, method: str, steps: int, seed: int) -> None:
+    """Draw samples from the model in MODEL_DIR and write them as one picture."""
+    existing(model_dir, "MODEL_DIR")
+    if not Path(out).parent.is_dir():
+        raise click.BadParameter(f"folder {Path(out).parent} does not exist", param_hint="--out")
+    import jax
+    import numpy as np
+
+    from memjax._core.files import write_atomically
+    from memjax.checkpoints.files import load
+    from memjax.diffusion.sampling import sample as draw
+    from memjax.report.grid import picture_grid
+
+    model = load(model_dir)
+    if len(model.event_shape) != 3:
+        raise click.UsageError(f"samples of shape {model.event_shape} are no pictures")
+    with progress_bar(messages) as progress:
+        samples = draw(
+            model,
+            num,
+            key=seed,
+            method=method,  # type: ignore[arg-type]
+            num_steps=steps,
+            progress=lambda done, total: progress("drawing samples", done, total),
+        )
+    write_atomically(Path(out), picture_grid(np.asarray(jax.vmap(model.decode)(samples))))
+    console.print(f"{num} samples: {out}", markup=False, soft_wrap=True)

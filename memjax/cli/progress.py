@@ -1,0 +1,48 @@
+"""Progress bars with the time left, fed by the library's progress callbacks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar per stage of a long task, on standard error.
+
+    Args:
+        console: where to draw; on something that is no terminal each finished stage is one line.
+
+    Yields:
+        ``report(stage, done, total)``, to be called as work goes on.
+    """
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    tasks: dict[str, int] = {}
+
+    def report(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total, note=note)  # type: ignore[assignment]
+        bars.update(tasks[stage], completed=done, total=total, note=note)  # type: ignore[arg-type]
+        if done == total and not console.is_terminal:
+            console.print(f"{stage}: {done} of {total} {note}".rstrip(), markup=False)
+
+    with bars:
+        yield report
