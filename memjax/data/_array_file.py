@@ -6,12 +6,12 @@ import os
 import warnings
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from memjax._core.errors import InputError
-from memjax.data._refuse import RefusedError, open_regular, reason
+from memjax.data._refuse import RefusedError, describe, open_regular
 
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -35,7 +35,8 @@ def read_array(path: Path) -> np.ndarray:
     """
     with warnings.catch_warnings(action="ignore"):
         try:
-            with open_regular(path) as file:
+            # What the user names may be a link; only what a folder holds may not lead out of it.
+            with open_regular(path.resolve()) as file:
                 magic = file.read(len(NPY_MAGIC))
                 file.seek(0)
                 if magic == NPY_MAGIC:
@@ -49,11 +50,11 @@ def read_array(path: Path) -> np.ndarray:
         except MemoryError:
             _fail(path, "an array that fits in memory", "one that does not")
         except Exception as error:  # zipfile, zlib and ast fail in many ways on damaged input
-            _fail(path, "an intact .npy or .npz file", reason(error))
+            _fail(path, "an intact .npy or .npz file", describe(error))
     _fail(path, "a folder of images, a .npy or a .npz file", "neither")
 
 
-def _read_npz(path: Path, file: BinaryIO) -> np.ndarray:
+def _read_npz(path: Path, file: io.BufferedIOBase) -> np.ndarray:
     with zipfile.ZipFile(file) as archive:
         members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
         found = f"{len(members)} arrays" if len(members) != 1 else "one"
@@ -72,7 +73,7 @@ def _read_npz(path: Path, file: BinaryIO) -> np.ndarray:
             return _read_npy(path, stream, member.file_size)  # pyright: ignore[reportArgumentType]
 
 
-def _read_npy(path: Path, stream: BinaryIO, size: int) -> np.ndarray:
+def _read_npy(path: Path, stream: io.BufferedIOBase, size: int) -> np.ndarray:
     """Read an array from a stream that holds ``size`` bytes."""
     preamble = stream.read(len(NPY_MAGIC) + 2)
     major = preamble[-2] if len(preamble) == len(NPY_MAGIC) + 2 else 0
@@ -88,16 +89,18 @@ def _read_npy(path: Path, stream: BinaryIO, size: int) -> np.ndarray:
     shape, fortran_order, dtype = parse(io.BytesIO(length_bytes + stream.read(length)))
     if dtype.hasobject or dtype.names is not None or dtype.kind not in "uif":
         _fail(path, "an array of numbers", f"dtype {str(dtype)[:80]}")
+    if min(shape, default=1) < 1:
+        _fail(path, "an array without empty axes", f"shape {shape}")
     need = math.prod(shape) * dtype.itemsize
     have = size - len(preamble) - width - length
-    if min(shape, default=0) < 1 or need > have:
+    if need > have:
         _fail(path, f"{need} bytes of pixels for shape {shape}", f"{have}")
     data = np.empty(need, np.uint8)
     view = memoryview(data)  # pyright: ignore[reportArgumentType]
     filled = 0
     # An archive may promise more than it holds: stop where it stops.
     while filled < need:
-        count = stream.readinto(view[filled : filled + 2**20])  # type: ignore[attr-defined]
+        count = stream.readinto(view[filled : filled + 2**20])
         if not count:
             _fail(path, f"{need} bytes of pixels for shape {shape}", f"{filled}")
         filled += count

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from memjax._core.errors import require
-from memjax.data._refuse import RefusedError, corrupt, mismatch, open_regular, reason
+from memjax.data._refuse import RefusedError, corrupt, describe, mismatch, open_regular
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -97,7 +97,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, tuple[int, int, int]]]:
         except pillow.UnidentifiedImageError:
             raise corrupt(f"not one of {', '.join(_FORMATS)}") from None
         except Exception as error:
-            raise corrupt(f"cannot be decoded: {reason(error)}") from None
+            raise corrupt(f"cannot be decoded: {describe(error)}") from None
 
 
 def _without_alpha(image: Any) -> Any:

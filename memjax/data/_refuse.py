@@ -1,9 +1,9 @@
 """How the readers of one image say no: an exception that carries the status of its row."""
 
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 from memjax._core.status import Status
 from memjax._core.text import one_line
@@ -27,12 +27,12 @@ def mismatch(reason: str) -> RefusedError:
     return RefusedError(Status.INPUT_MISMATCH, reason)
 
 
-def reason(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """What a foreign exception says, on one short line."""
     return one_line(str(error) or type(error).__name__, limit=160)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file for reading; never a link, a pipe, a device or a folder.
 
     Opening a pipe or a device can block or have effects, so the path is looked at before; the

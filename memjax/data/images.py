@@ -111,8 +111,7 @@ def load_images(
         raise InputError(f"{root}: expected a folder of images or an array file, found nothing")
     if os.path.isdir(root):
         return _load_folder(root, event_shape)
-    # What the user names may be a link; what stands inside a folder may not lead out of it.
-    images = _check(read_array(root.resolve()), str(root), value_range=value_range)
+    images = _check(read_array(root), str(root), value_range=value_range)
     if event_shape is not None and images.event_shape != event_shape:
         raise InputError(
             f"{root}: expected images of shape {event_shape} (height, width, channels), "
