@@ -37,7 +37,7 @@ class DenoisingLoss:
     name: ClassVar[str] = "denoising_loss"
     title: ClassVar[str] = "Denoising loss"
     raw_name: ClassVar[str] = "mean |eps_hat - eps|^2"
-    default_level: ClassVar[float] = 0.2
+    default_level: ClassVar[float] = 0.1
     statement: ClassVar[str] = "How badly the model denoises the image: less badly if trained on."
 
     def __post_init__(self):

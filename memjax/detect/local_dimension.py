@@ -36,7 +36,7 @@ class EffectiveDimension:
     name: ClassVar[str] = "effective_dimension"
     title: ClassVar[str] = "Effective dimension"
     raw_name: ClassVar[str] = "tr H, per squared data unit"
-    default_level: ClassVar[float] = 0.2
+    default_level: ClassVar[float] = 0.1
     statement: ClassVar[str] = (
         "How many directions the model leaves free at the image: near none at a stored one."
     )
@@ -86,7 +86,7 @@ class FLIPD:
     name: ClassVar[str] = "flipd"
     title: ClassVar[str] = "FLIPD local dimension"
     raw_name: ClassVar[str] = "FLIPD, dimensions"
-    default_level: ClassVar[float] = 0.2
+    default_level: ClassVar[float] = 0.1
     statement: ClassVar[str] = (
         "Local dimension of the model's density at the image: near zero where it stored a point."
     )

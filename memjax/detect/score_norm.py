@@ -36,7 +36,7 @@ class ScoreNorm:
     name: ClassVar[str] = "score_norm"
     title: ClassVar[str] = "Score norm"
     raw_name: ClassVar[str] = "|s|, per data unit"
-    default_level: ClassVar[float] = 0.2
+    default_level: ClassVar[float] = 0.1
     statement: ClassVar[str] = (
         "How far the denoiser moves the clean image, in units of the noise: "
         "a stored image stays where it is."

@@ -1,0 +1,318 @@
+"""The command line: what it prints, writes and returns, for good input and bad."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import memjax.auditing.run as run_module
+import memjax.cli.app as app
+from memjax.checkpoints import save
+from memjax.diffusion import (
+    EDMPreconditioned,
+    LinenNetwork,
+    Model,
+    VarianceExploding,
+    from_prediction,
+)
+from memjax.networks import ResidualMLP
+
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_backend_check():
+    report = run_module.check_backend()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "check_backend", lambda: report)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    module = ResidualMLP(width=16, num_blocks=1, embedding_width=8)
+    variables = module.init(jax.random.key(0), jnp.zeros(SHAPE, jnp.float32), jnp.float32(0))
+    denoiser = EDMPreconditioned(LinenNetwork(module, variables), 0.5)
+    schedule = VarianceExploding(0.002, 80.0)
+    score = from_prediction(denoiser, prediction="denoiser", schedule=schedule)
+    model = Model(score, SHAPE, sigma_min=0.002, sigma_max=80.0, data_std=0.5)
+    path = tmp_path_factory.mktemp("models") / "model"
+    save(model, path)
+    return path
+
+
+def write_images(folder: Path, count: int = 6, size: int = 8) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(size)
+    for i in range(count):
+        pixels = rng.integers(0, 256, (size, size), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"image{i}.png")
+    return folder
+
+
+@pytest.fixture
+def memjax(monkeypatch, capsys):
+    """Run one command in this process: (exit status, standard output, standard error)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["memjax", *map(str, arguments)])
+        status = app.run()
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def one_error_line(err: str) -> str:
+    lines = [line for line in err.strip().splitlines() if line.strip()]
+    assert "Traceback" not in err
+    (line,) = [line for line in lines if "rror" in line]
+    return line
+
+
+def test_an_audit_of_ones_own_model(memjax, model_dir, tmp_path):
+    data = write_images(tmp_path / "photos", 12)
+    unseen = write_images(tmp_path / "unseen", 20, size=8)
+    out = tmp_path / "audit"
+    command = ["audit", model_dir, "--data", data, "--out", out, "--samples", 8]
+    status, shown, _ = memjax(*command, "--calibration", unseen, "--detector", "flipd")
+    assert status == app.COMPLETED
+    assert "Most suspicious by flipd" in shown
+    assert "membership: 0 of 12 tested images are flagged" in shown
+    assert (out / "report.html").is_file()
+    assert (out / "figures").is_dir()
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["command"].startswith("memjax audit ")
+    assert manifest["model"]["name"] == "model"
+    assert manifest["data"] | {"sha256": ""} == {
+        "name": "photos",
+        "rows": 12,
+        "sha256": "",
+        "status_counts": {"ok": 12},
+    }
+
+
+def test_bad_rows_cost_their_row_only(memjax, model_dir, tmp_path):
+    data = write_images(tmp_path / "photos", 6)
+    write_images(data / "large", 2, size=9)
+    whole = (data / "image0.png").read_bytes()
+    (data / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (data / "notes.png").write_text("not an image")
+    status, shown, _ = memjax(
+        "audit", model_dir, "--data", data, "--out", tmp_path / "a", "--samples", 0
+    )
+    assert status == app.COMPLETED
+    assert "4 rows could not be read" in shown
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "truncated.png" in page
+    assert "notes.png" in page
+
+
+def test_findings_can_fail_the_command(memjax, model_dir, tmp_path, monkeypatch):
+    data = write_images(tmp_path / "photos")
+    flag = run_module.flag_metrics
+
+    def flag_all(*arguments):
+        return [entry | {"flagged": 1} for entry in flag(*arguments)]
+
+    monkeypatch.setattr(run_module, "flag_metrics", flag_all)
+    command = ["audit", model_dir, "--data", data, "--calibration", data, "--samples", 0]
+    assert memjax(*command, "--out", tmp_path / "a", "--fail-on-findings")[0] == app.FINDINGS
+    assert memjax(*command, "--out", tmp_path / "a")[0] == app.COMPLETED
+
+
+def test_an_interrupted_audit_says_how_to_go_on(memjax, model_dir, tmp_path, monkeypatch):
+    import memjax.auditing.rows as rows_module
+
+    data = write_images(tmp_path / "photos")
+    out = tmp_path / "a"
+    chunk, calls = rows_module._evaluate_chunk, []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return chunk(*arguments)
+
+    monkeypatch.setattr(rows_module, "_evaluate_chunk", interrupt)
+    command = ["audit", model_dir, "--data", data, "--out", out, "--samples", 0, "--chunk-size", 2]
+    status, _, err = memjax(*command)
+    assert status == app.INCOMPLETE
+    assert "the same command goes on from there" in err
+    assert len(list((out / "parts").glob("data-*.npz"))) == 2
+    assert memjax(*command)[0] == app.COMPLETED
+    assert len(calls) == 4
+
+
+def broken(model_dir: Path, tmp_path: Path, name: str) -> Path:
+    """A copy of the model folder with one thing wrong."""
+    copy = tmp_path / name
+    copy.mkdir()
+    for path in model_dir.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    weights = copy / "model.safetensors"
+    if name == "no_config":
+        (copy / "config.json").unlink()
+    elif name == "no_weights":
+        weights.unlink()
+    elif name == "flipped":
+        data = bytearray(weights.read_bytes())
+        data[-5] ^= 1
+        weights.write_bytes(data)
+    elif name == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif name == "pickled":
+        weights.rename(copy / "model.pt")
+    return copy
+
+
+@pytest.mark.parametrize("name", ["no_config", "no_weights", "flipped", "truncated", "pickled"])
+def test_a_damaged_model_is_one_line(memjax, model_dir, tmp_path, name):
+    data = write_images(tmp_path / "photos")
+    folder = broken(model_dir, tmp_path, name)
+    status, out, err = memjax("audit", folder, "--data", data, "--out", tmp_path / "a")
+    assert status == app.BAD_USAGE
+    assert out == ""
+    assert name in one_error_line(err)
+    assert not (tmp_path / "a").exists()
+
+
+def make_data(kind: str, folder: Path) -> Path:
+    if kind == "missing":
+        return folder / "missing"
+    if kind == "empty":
+        folder.mkdir()
+        return folder
+    if kind == "another_size":
+        return write_images(folder, size=12)
+    path = folder.with_suffix(".npy")
+    if kind == "all_nan":
+        np.save(path, np.full((3, 8, 8, 1), np.nan, np.float32))
+    elif kind == "garbage":
+        path.write_bytes(b"garbage")
+    elif kind == "unsigned":
+        np.save(path, np.random.default_rng(0).uniform(0.1, 1, (3, 8, 8)).astype(np.float32))
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "another_size", "all_nan", "garbage", "unsigned"]
+)
+def test_unusable_data_is_one_line(memjax, model_dir, tmp_path, kind):
+    data = make_data(kind, tmp_path / "data")
+    status, out, err = memjax("audit", model_dir, "--data", data, "--out", tmp_path / "a")
+    assert status == app.BAD_USAGE
+    assert out == ""
+    line = one_error_line(err)
+    assert "8x8x1" in line if kind == "another_size" else str(tmp_path / "data") in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["nonsense"], "nonsense"),
+        (["audit"], "digits|MODEL_DIR"),
+        (["audit", "MODEL"], "--data"),
+        (["audit", "MODEL", "--data", "DATA"], "--out"),
+        (["audit", "nowhere", "--data", "DATA", "--out", "OUT"], "nowhere"),
+        (["audit", "digits", "--data", "DATA"], "digits"),
+        (["audit", "MODEL", "--data", "DATA", "--out", "OUT", "--detector", "magic"], "magic"),
+        (["audit", "MODEL", "--data", "DATA", "--out", "OUT", "--fdr", "2"], "fdr"),
+        (["audit", "MODEL", "--data", "DATA", "--out", "OUT", "--samples", "x"], "--samples"),
+        (["audit", "MODEL", "--data", "DATA", "--out", "DATA/image0.png"], "image0.png"),
+        (["audit", "MODEL", "--data", "DATA", "--out", "OUT", "--calibration", "no"], "no"),
+        (["sample", "nowhere"], "nowhere"),
+        (["sample", "MODEL", "--out", "no/where/grid.png"], "no/where"),
+        (["train", "nowhere", "--out", "OUT"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["report", "DATA"], "manifest.json"),
+    ],
+)
+def test_bad_usage_is_status_two_and_one_line(memjax, model_dir, tmp_path, arguments, word):
+    data = write_images(tmp_path / "photos")
+    places = {"MODEL": model_dir, "DATA": data, "OUT": tmp_path / "out"}
+    arguments = [str(places.get(a, a)).replace("DATA", str(data)) for a in arguments]
+    status, out, err = memjax(*arguments)
+    assert status == app.BAD_USAGE
+    assert out == ""
+    assert word in one_error_line(err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unforeseen_fault_is_one_line_too(memjax, model_dir, monkeypatch, tmp_path):
+    import memjax.diffusion.sampling as sampling
+
+    def explode(*arguments, **options):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(sampling, "sample", explode)
+    monkeypatch.delenv("MEMJAX_DEBUG", raising=False)
+    status, _, err = memjax("sample", model_dir, "--out", tmp_path / "grid.png")
+    assert status == app.INCOMPLETE
+    assert "RuntimeError: first line second line" in one_error_line(err)
+    monkeypatch.setenv("MEMJAX_DEBUG", "1")
+    with pytest.raises(RuntimeError):
+        memjax("sample", model_dir, "--out", tmp_path / "grid.png")
+
+
+def test_train_then_sample(memjax, tmp_path):
+    data = write_images(tmp_path / "photos")
+    model = tmp_path / "model"
+    status, out, _ = memjax("train", data, "--out", model, "--steps", 4, "--batch-size", 2)
+    assert (status, "model:" in out) == (app.COMPLETED, True)
+    grid = tmp_path / "grid.png"
+    status, out, _ = memjax("sample", model, "--out", grid, "-n", 5, "--steps", 3)
+    assert status == app.COMPLETED
+    first = grid.read_bytes()
+    with Image.open(grid) as picture:
+        assert picture.size == (3 * 66 + 2, 2 * 66 + 2)
+    memjax("sample", model, "--out", grid, "-n", 5, "--steps", 3)
+    assert grid.read_bytes() == first
+
+
+def test_doctor(memjax):
+    status, out, _ = memjax("doctor")
+    assert status == app.COMPLETED
+    assert f"jax {jax.__version__}" in out
+
+
+def test_hostile_names_stay_text(memjax, model_dir, tmp_path):
+    data = write_images(tmp_path / "photos", 3)
+    name = "[bold red]x[/]\x1b[31m<script>.png"
+    (data / "image0.png").rename(data / name)
+    out = tmp_path / "a"
+    status, shown, _ = memjax("audit", model_dir, "--data", data, "--out", out, "--samples", 0)
+    assert status == app.COMPLETED
+    assert "\x1b[31m" not in shown
+    assert "[bold red]x[/]" in shown
+    assert "<script>" not in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("extra", ["click", "rich"])
+def test_a_missing_extra_is_named(extra):
+    code = f"import sys; sys.modules[{extra!r}] = None\nfrom memjax.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        f"memjax: this needs the package {extra!r}, which is not installed: "
+        "pip install 'memjax[audit]'"
+    )
+
+
+def test_the_installed_command_shows_its_help():
+    done = subprocess.run(
+        [sys.executable, "-c", "from memjax.cli import main; main()", "audit", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+    assert done.returncode == 0
+    assert "--calibration-means" in done.stdout
+    assert "4 incomplete" in done.stdout
