@@ -1,4 +1,4 @@
-"""Text from outside (file names, captions, exception messages) made fit for one line or one cell."""
+"""Text from outside (file names, exception messages) made fit for one line or one cell."""
 
 import re
 import unicodedata

@@ -137,7 +137,9 @@ def _score_scale(axes: Any, side: str, scores: Float[np.ndarray, "n"]) -> None:
     middle = float(np.median(size)) if len(size) else 0.0
     if middle > 0.0 and size.max() > 100.0 * middle:
         getattr(axes, f"set_{side}scale")("symlog", linthresh=middle)
-    getattr(axes, f"{side}axis").set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    getattr(axes, f"{side}axis").set_major_formatter(
+        ticker.FuncFormatter(lambda value, _: f"{value:,.6g}")
+    )
 
 
 def _score_label(audit: Audit) -> str:
@@ -146,7 +148,7 @@ def _score_label(audit: Audit) -> str:
 
 def _kinds(audit: Audit) -> list[tuple[str, Any, Bool[np.ndarray, "n"]]]:
     """Label, color and members of each kind of ranked row, the most telling kind last."""
-    ranked = np.isfinite(audit.ranks)
+    ranked = audit.ranked
     if audit.groups:
         unknown = ~np.any([group.member for group in audit.groups], axis=0)
         kinds = [("not known", _GRAY, unknown)]
@@ -173,8 +175,8 @@ def draw_ranking(audit: Audit) -> Any:
     ticker = require("matplotlib.ticker", "audit")
     kinds = _kinds(audit)
     strips = list(kinds)
-    if audit.stored is not None and (audit.stored & np.isfinite(audit.ranks)).any():
-        strips.append(("stored", _INK, audit.stored & np.isfinite(audit.ranks)))
+    if audit.stored is not None and (audit.stored & audit.ranked).any():
+        strips.append(("stored", _INK, audit.stored & audit.ranked))
     pitch = 0.2
     figure = _figure(3.1 + pitch * len(strips))
     curve, barcode = figure.subplots(
@@ -204,9 +206,7 @@ def draw_ranking(audit: Audit) -> Any:
     curve.set_ylabel(_score_label(audit))
     for place, (_, color, member) in enumerate(strips):
         index = _thin(member, audit.ranks)
-        barcode.vlines(
-            audit.ranks[index], place - 0.38, place + 0.38, color=[color], linewidth=0.9
-        )
+        barcode.vlines(audit.ranks[index], place - 0.38, place + 0.38, color=[color], linewidth=0.9)
     barcode.set_ylim(-0.6, len(strips) - 0.4)
     barcode.set_yticks(range(len(strips)), [label for label, _, _ in strips], fontsize=9.0)
     barcode.tick_params(axis="y", length=0, labelcolor=_INK)
@@ -215,7 +215,7 @@ def draw_ranking(audit: Audit) -> Any:
     barcode.xaxis.set_major_locator(ticker.LogLocator(numticks=8))
     barcode.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
     barcode.xaxis.set_minor_formatter(ticker.NullFormatter())
-    barcode.set_xlim(0.8, max(10.0, 1.25 * np.isfinite(audit.ranks).sum()))
+    barcode.set_xlim(0.8, max(10.0, 1.25 * audit.ranked.sum()))
     barcode.set_xlabel("rank (1 = highest score; logarithmic)")
     return figure
 
@@ -316,18 +316,26 @@ def _draw_histograms(audit: Audit) -> Any:
             lowest = float(audit.scores[calibration.flagged & finite].min())
             handles.append(
                 axes.axvline(
-                    lowest, color=_VERMILLION, linestyle="--", linewidth=1.4,
+                    lowest,
+                    color=_VERMILLION,
+                    linestyle="--",
+                    linewidth=1.4,
                     label="lowest score flagged",
-                )  # fmt: skip
+                )
             )
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         axes.set_ylabel("% of images")
         axes.legend(
             title=None if calibration is None else calibration.meaning,
-            title_fontproperties={"size": 9.5, "weight": "bold"}, alignment="left",
-            handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, borderaxespad=0.2,
+            title_fontproperties={"size": 9.5, "weight": "bold"},
+            alignment="left",
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=2,
+            borderaxespad=0.2,
             columnspacing=1.2,
-        )  # fmt: skip
+        )
     _score_scale(grid[-1], "x", scores)
     grid[-1].set_xlabel(_score_label(audit))
     return figure
@@ -401,7 +409,9 @@ def draw_metrics(audit: Audit) -> Any:
             if chance is not None:
                 panel.axvline(chance, color=_GRAY, linewidth=1.2, linestyle=":")
         axes[0].set_yticks(
-            range(count), [drawable(d.title, left - 0.12, size=9.0) for d in detectors], fontsize=9.0
+            range(count),
+            [drawable(d.title, left - 0.12, size=9.0) for d in detectors],
+            fontsize=9.0,
         )
         axes[0].tick_params(axis="y", labelcolor=_INK)
         if row == len(shown) - 1:  # the last block carries the scale

@@ -49,7 +49,7 @@ class Calibration:
         meaning: ``"membership"`` or ``"duplication"``.
         record: its entry in the manifest.
         calibrates: rows that served as calibration images.
-        tested: rows that got a p-value.
+        tested: rows that got a p-value of the primary detector.
         flagged: rows flagged by the primary detector.
     """
 
@@ -89,14 +89,16 @@ class Audit:
         detectors: in the manifest's order.
         primary: the detector that ranks.
         calibrations: kinds of flags, possibly none.
-        scores: primary detector, larger = more memorized, NaN where there is none.
+        scores: primary detector, larger = more memorized, NaN where there is none. Calibration
+            images from elsewhere have a score, but no rank.
         ranks: by the primary detector from 1, NaN where there is none.
+        ranked: rows that have a rank.
         stored: rows reproduced by a generated sample, ``None`` if none were drawn.
         groups: rows by known truth, in order of increasing multiplicity; empty if unknown.
         grouping: what the groups' labels count.
-        failed: number of rows without a rank.
+        failed: number of audited rows without a rank.
         statuses: ``("", status label, rows)`` of failed rows, and ``(detector title, status
-            label, rows)`` of detectors that failed on rows that did not.
+            label, rows)`` of detectors that failed on ranked rows.
         top: table entries of the first ranks, in order.
         failures: table entries of the first failed rows, in order.
         gallery: images by rank.
@@ -110,6 +112,7 @@ class Audit:
     calibrations: tuple[Calibration, ...]
     scores: Float[np.ndarray, "n"]
     ranks: Float[np.ndarray, "n"]
+    ranked: Bool[np.ndarray, "n"]
     stored: Bool[np.ndarray, "n"] | None
     groups: tuple[Group, ...]
     grouping: str
@@ -188,7 +191,11 @@ class _Table:
 
     def entries(self, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Whole table entries (but hashes and raw scores) of the given row numbers."""
-        names = [n for n in self._file.schema_arrow.names if n != "sha256" and n[-4:] != "_raw"]
+        names = [
+            n
+            for n in self._file.schema_arrow.names
+            if n != "sha256" and not n.endswith(("_raw", "_se"))
+        ]
         wanted = self._arrow.array(sorted(set(rows)), self._arrow.int64())
         compute = require("pyarrow.compute", "audit")
         found: dict[int, dict[str, Any]] = {}
@@ -229,9 +236,7 @@ def _detectors(manifest: Record) -> tuple[tuple[Detector, ...], Detector]:
     )
 
 
-def _calibrations(
-    manifest: Record, table: _Table, primary: Detector
-) -> tuple[Calibration, ...]:
+def _calibrations(manifest: Record, table: _Table, primary: Detector) -> tuple[Calibration, ...]:
     out = []
     for record in manifest.records("calibrations"):
         meaning = record.values.get("meaning")
@@ -241,14 +246,12 @@ def _calibrations(
                 f"found {one_line(repr(meaning), limit=100)}"
             )
         codes, labels = table.coded(f"role_{meaning}")
-        role = {label: codes == code for code, label in enumerate(labels)}
-        nobody = np.zeros(codes.shape, bool)
         out.append(
             Calibration(
                 meaning=meaning,
                 record=record,
-                calibrates=role.get("calibration", nobody),
-                tested=role.get("tested", nobody),
+                calibrates=codes == _code("calibration", labels),
+                tested=np.isfinite(table.numbers(f"p_{meaning}_{primary.column}")),
                 flagged=table.truths(f"flag_{meaning}_{primary.column}"),
             )
         )
@@ -318,11 +321,19 @@ def _gallery(path: Path) -> Gallery:
     return Gallery(rows[:k], images[:k], nearest[:k], distance[:k])
 
 
-def _tally(title: str, codes: np.ndarray, labels: list[str]) -> list[tuple[str, str, int]]:
+def _code(label: str, labels: list[str]) -> int:
+    """The code of a label, or one that no row has."""
+    return labels.index(label) if label in labels else -2
+
+
+def _tally(
+    title: str, codes: np.ndarray, labels: list[str], rows: np.ndarray
+) -> list[tuple[str, str, int]]:
+    counts = [(label, int((rows & (codes == code)).sum())) for code, label in enumerate(labels)]
     return [
-        (title, one_line(label, limit=60), int((codes == code).sum()))
-        for code, label in enumerate(labels)
-        if label != "ok" and (codes == code).any()
+        (title, one_line(label, limit=60), count)
+        for label, count in counts
+        if label != "ok" and count
     ]
 
 
@@ -357,25 +368,26 @@ def read_audit(folder: Path) -> Audit:
     ranks = table.numbers("rank")
     scores = table.numbers(primary.column)
     ranked = np.isfinite(ranks)
+    failed = ~ranked
+    if "source" in table.names:  # calibration images from elsewhere are not audited
+        codes, labels = table.coded("source")
+        failed &= codes != _code("calibration", labels)
     first = np.argsort(np.where(ranked, ranks, np.inf), kind="stable")
     top = row_numbers[first[: min(TABLE_ROWS, int(ranked.sum()))]].tolist()
-    failures = row_numbers[np.flatnonzero(~ranked)[:FAILED_ROWS]].tolist()
+    failures = row_numbers[np.flatnonzero(failed)[:FAILED_ROWS]].tolist()
     entries = table.entries([*top, *failures, *gallery.rows.tolist()])
-
-    codes, labels = table.coded("status")
-    fine = codes == labels.index("ok") if "ok" in labels else np.zeros(codes.shape, bool)
-    statuses = _tally("", codes, labels)
+    statuses = _tally("", *table.coded("status"), failed)
     for detector in detectors:
-        codes, labels = table.coded(f"{detector.column}_status")
-        statuses += _tally(detector.title, codes[fine], labels)
+        statuses += _tally(detector.title, *table.coded(f"{detector.column}_status"), ranked)
     return Audit(
         manifest=manifest,
         metrics=metrics,
         detectors=detectors,
         primary=primary,
         calibrations=_calibrations(manifest, table, primary),
-        scores=np.where(ranked & np.isfinite(scores), scores, np.nan),
+        scores=np.where(np.isfinite(scores), scores, np.nan),
         ranks=ranks,
+        ranked=ranked,
         stored=table.truths("stored") if table.known("stored") else None,
         groups=_groups(table),
         grouping=(
@@ -383,7 +395,7 @@ def read_audit(folder: Path) -> Audit:
             if table.known("multiplicity")
             else "known truth"
         ),
-        failed=int((~ranked).sum()),
+        failed=int(failed.sum()),
         statuses=tuple(statuses),
         top=tuple(entries[row] for row in top),
         failures=tuple(entries[row] for row in failures),

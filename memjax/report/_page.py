@@ -80,17 +80,17 @@ def _entry_text(entry: dict[str, Any], key: str, limit: int) -> str:
     return one_line(str(value), limit=limit) if value is not None else ""
 
 
-def _truth(entry: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is known of a row, as terms and values; empty if nothing is."""
-    known = []
+def _truth(entry: dict[str, Any]) -> dict[str, str]:
+    """What is known of a row, by term; empty if nothing is."""
+    known = {}
     multiplicity = entry.get("multiplicity")
     if isinstance(multiplicity, (int, float)) and not math.isnan(multiplicity):
-        known.append(("times in training", f"{multiplicity:,g}"))
+        known["times in training"] = f"{multiplicity:,g}"
     elif entry.get("split") is not None:
         split = _entry_text(entry, "split", 40)
-        known.append(("in training", {"train": "yes", "heldout": "no"}.get(split, split)))
+        known["in training"] = {"train": "yes", "heldout": "no"}.get(split, split)
     if isinstance(entry.get("extracted"), bool):
-        known.append(("extracted", "yes" if entry["extracted"] else "no"))
+        known["extracted"] = "yes" if entry["extracted"] else "no"
     return known
 
 
@@ -124,7 +124,7 @@ def _row(audit: Audit, entry: dict[str, Any]) -> dict[str, Any]:
         "other_titles": [d.title for d in others],
         "flags": _flags(audit, entry),
         "stored": stored is True,
-        "stored_word": {True: "stored", False: "no"}.get(stored, _NONE),
+        "stored_word": "no" if stored is False else _NONE,
         "copies": _count(entry.get("copies")),
         "distance": _aligned(entry.get("nearest_sample_distance"), 3),
         "truth": _truth(entry),
@@ -144,6 +144,9 @@ def _findings(audit: Audit) -> list[dict[str, str]]:
                 f"At least one of {drawn} generated samples reproduces each of them under the "
                 f"copy rule {rule}."
             )
+            images = audit.metrics.record("stored").count("images")
+            if images is not None and images != stored:
+                text += f" They are {_count(images)} distinct images."
             if samples.count("copies") is not None:
                 text += f" {_count(samples.count('copies'))} samples are such copies."
         else:
@@ -151,9 +154,7 @@ def _findings(audit: Audit) -> list[dict[str, str]]:
                 f"None of {drawn} generated samples reproduces a row under the copy rule {rule}. "
                 "This does not show that nothing is memorized."
             )
-        cards.append(
-            {"kind": "stored", "value": _count(stored), "label": "stored", "text": text}
-        )
+        cards.append({"kind": "stored", "value": _count(stored), "label": "stored", "text": text})
     else:
         cards.append(
             {
@@ -210,6 +211,11 @@ def _flag_card(audit: Audit, index: int) -> dict[str, str]:
     for flags in audit.metrics.records("flags"):
         mine = flags.values.get("meaning") == meaning
         if mine and flags.values.get("detector") == audit.primary.name:
+            if flags.flag("resolvable") is False:
+                card["text"] += (
+                    " There are too few calibration images for any flag at this rate, however "
+                    "high a score."
+                )
             right, wrong = flags.count("true"), flags.count("false")
             if right is not None and wrong is not None and calibration.flagged.any():
                 card["text"] += (
@@ -277,7 +283,9 @@ def _metric_table(audit: Audit) -> dict[str, Any]:
                 ],
             }
         )
+    level = audit.metrics.number("confidence")
     return {
+        "level": "" if math.isnan(level) else _percent(level) + " ",
         "columns": ["AUROC", "Average precision", *(f"TPR at {_percent(r)} FPR" for r in rates)],
         "groups": list(groups.items()),
     }
@@ -323,6 +331,7 @@ def _detector_notes(audit: Audit, detector: Detector) -> dict[str, Any]:
         "level": _number(record.number("sigma_over_data_std")),
         "cost": " + ".join(parts) or _NONE,
         "seconds": _number(record.number("seconds"), 3),
+        "raw": record.text("raw", limit=120) or _NONE,
     }
 
 
@@ -348,16 +357,17 @@ def _facts(audit: Audit) -> dict[str, list[list[str]]]:
     seed = manifest.values.get("seed")
     devices = [one_line(str(device), limit=100) for device in manifest.items("devices")[:16]]
     backend = manifest.record("backend")
-    check = {True: "passed", False: "failed", None: "not recorded"}[backend.flag("ok")]
+    passed = backend.flag("ok")
+    check = "not recorded" if passed is None else "passed" if passed else "failed"
     message = backend.text("message", limit=500)
     sigma = f"{_number(model.number('sigma_min'))} to {_number(model.number('sigma_max'))}"
-    return {
+    facts = {
         "summary": [
             ["Model", model.text("name", limit=120) or _NONE],
             ["Data", data.text("name", limit=120) or _NONE],
             [
                 "Images",
-                f"{_count(len(audit.ranks) - audit.failed)} ranked, "
+                f"{_count(int(audit.ranked.sum()))} ranked, "
                 f"{_count(audit.failed) if audit.failed else 'none'} failed",
             ],
             ["Samples", f"{_count(samples.count('count'))} generated" if samples else "none"],
@@ -390,6 +400,7 @@ def _facts(audit: Audit) -> dict[str, list[list[str]]]:
             *([f"version of {key}", value] for key, value in _pairs(manifest.record("versions"))),
         ],
     }
+    return {name: [line for line in lines if line[1] != _NONE] for name, lines in facts.items()}
 
 
 def _failures(audit: Audit) -> dict[str, Any]:
@@ -463,6 +474,8 @@ def render_page(
     height, width, channels = audit.gallery.images.shape[1:]
     samples = audit.manifest.record("samples")
     state = audit.manifest.text("state", limit=40)
+    top = [_row(audit, entry) for entry in audit.top]
+    detectors = [_detector_notes(audit, detector) for detector in audit.detectors]
     page = template.render(
         # The only markup that is not escaped is our own style sheet.
         style=require("markupsafe", "audit").Markup(style),
@@ -498,9 +511,11 @@ def render_page(
         ],
         primary=audit.primary.title,
         others=[d.title for d in audit.detectors if d is not audit.primary],
-        top=[_row(audit, entry) for entry in audit.top],
+        top=top,
+        terms=list(dict.fromkeys(term for row in top for term in row["truth"])),
         failures=_failures(audit),
-        detectors=[_detector_notes(audit, detector) for detector in audit.detectors],
+        detectors=detectors,
+        timed=any(detector["seconds"] != _NONE for detector in detectors),
         command=audit.manifest.text("command", limit=1000) or _NONE,
     )
     return page.encode("utf-8")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from memjax._core.errors import InputError, require
+from memjax._core.files import write_atomically
 from memjax._core.text import one_line
 from memjax.report._figures import (
     draw_distribution,
@@ -37,7 +38,7 @@ def build_report(audit_dir: str | os.PathLike[str]) -> Path:
 
     Raises:
         InputError: the folder or one of its files is missing, damaged, or not what an audit
-            writes; nothing is written then.
+            writes (nothing is written then), or the folder cannot be written to.
         MissingExtraError: the ``audit`` extra is not installed.
 
     What does not raise: entries that are absent or null in the manifest or the metrics are shown
@@ -56,14 +57,11 @@ def build_report(audit_dir: str | os.PathLike[str]) -> Path:
 
     images = [thumbnail(image) for image in audit.gallery.images]
     nearest = [
-        thumbnail(sample) if np.isfinite(sample).all() else None
-        for sample in audit.gallery.nearest
+        thumbnail(sample) if np.isfinite(sample).all() else None for sample in audit.gallery.nearest
     ]
     figures: dict[str, bytes | None] = {
-        "ranking": render(draw_ranking, audit) if audit.failed < len(audit.ranks) else None,
-        "distribution": (
-            render(draw_distribution, audit) if audit.failed < len(audit.ranks) else None
-        ),
+        "ranking": render(draw_ranking, audit) if audit.ranked.any() else None,
+        "distribution": render(draw_distribution, audit) if audit.ranked.any() else None,
         "metrics": render(draw_metrics, audit) if audit.metrics.items("contrasts") else None,
         "gallery": render(draw_gallery, audit, images, nearest) if images else None,
     }
@@ -78,27 +76,18 @@ def build_report(audit_dir: str | os.PathLike[str]) -> Path:
         },
     )
 
-    figures_dir.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        path = figures_dir / f"{name}.png"
-        if figure is None:
-            path.unlink(missing_ok=True)  # left by an earlier state of the audit
-        else:
-            _write(path, figure)
-    return _write(folder / "report.html", page)
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """Replace a file in one step: a reader sees the old content or the new, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.unlink(missing_ok=True)
+    report = folder / "report.html"
     try:
-        with part.open("xb") as file:  # "x": never through a link that someone left there
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return path
+        figures_dir.mkdir(exist_ok=True)
+        for name, figure in figures.items():
+            path = figures_dir / f"{name}.png"
+            if figure is None:
+                path.unlink(missing_ok=True)  # left by an earlier state of the audit
+            else:
+                write_atomically(path, figure)
+        write_atomically(report, page)
+    except OSError as error:
+        raise InputError(
+            f"audit_dir: cannot write to {one_line(str(folder))}: {error.strerror}"
+        ) from None
+    return report

@@ -32,22 +32,29 @@ def write_audit(
     failed=3,
     gallery=40,
     state="completed",
+    external=0,
     text=None,
     seed=0,
 ):
-    """Write manifest, table, metrics and gallery; ``text(i)`` replaces every free string."""
+    """Write manifest, table, metrics and gallery.
+
+    ``text(i)`` replaces every free string; the last ``external`` rows are calibration images from
+    elsewhere, which are scored but neither ranked nor tested.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     say = (lambda default, i=0: default) if text is None else (lambda default, i=0: text(i))
 
     # Truth, roughly the graded bed's proportions at any size.
-    multiplicity = rng.choice(
-        [0, 1, 2, 4, 8, 16, 32], rows, p=[0.443, 0.512, *[0.009] * 5]
-    ).astype(np.int64)
+    multiplicity = rng.choice([0, 1, 2, 4, 8, 16, 32], rows, p=[0.443, 0.512, *[0.009] * 5]).astype(
+        np.int64
+    )
     failing = np.zeros(rows, bool)
-    failing[rng.permutation(rows)[: min(failed, rows - 1)]] = True
+    failing[rng.permutation(rows - external)[: min(failed, rows - 1)]] = True
     status = np.where(failing, "input_corrupt", "ok")
+    elsewhere = np.arange(rows) >= rows - external
+    multiplicity[elsewhere] = 1
     level = np.log2(np.maximum(multiplicity, 0.5)) + 1.0
 
     specs = [
@@ -60,7 +67,9 @@ def write_audit(
         "row": pa.array(np.arange(rows)),
         "id": pa.array([say(f"digit-{i:04d}", i) for i in range(rows)]),
         "sha256": pa.array([f"{i:064x}" for i in range(rows)]),
+        "source": pa.array(np.where(elsewhere, "calibration", "data")),
         "status": pa.array(status),
+        "reason": pa.array([say("", i) for i in range(rows)]),
     }
     scores = {}
     for j, (name, _, _) in enumerate(specs):
@@ -70,6 +79,7 @@ def write_audit(
 
     def rank(value):
         out = np.full(rows, -1)
+        value = np.where(elsewhere, np.nan, value)
         order = np.argsort(-value, kind="stable")
         order = order[np.isfinite(value[order])]
         out[order] = np.arange(1, len(order) + 1)
@@ -77,16 +87,17 @@ def write_audit(
 
     ranks = {name: rank(value) for name, value in scores.items()}
     primary = specs[0][0]
-    columns["rank"] = pa.array(ranks[primary], mask=failing)
+    columns["rank"] = pa.array(ranks[primary], mask=failing | elsewhere)
     for name, value in scores.items():
         columns[name] = pa.array(value, from_pandas=True)
         columns[f"{name}_raw"] = pa.array(-value, from_pandas=True)
         columns[f"{name}_status"] = pa.array(status)
-        columns[f"{name}_rank"] = pa.array(ranks[name], mask=failing)
+        columns[f"{name}_rank"] = pa.array(ranks[name], mask=failing | elsewhere)
     flags = []
     for meaning in calibration:
         null = multiplicity == (1 if meaning == "duplication" else 0)
         calibrates = null & (rng.random(rows) < 0.5) & ~failing
+        calibrates = elsewhere if external else calibrates
         tested = ~calibrates & ~failing & (null | (multiplicity > (meaning == "duplication")))
         role = np.where(calibrates, "calibration", np.where(tested, "tested", ""))
         columns[f"role_{meaning}"] = pa.array(role, mask=role == "")
@@ -110,22 +121,26 @@ def write_audit(
                     "true": int((flag & ~null).sum()) if truth else None,
                     "false": int((flag & null).sum()) if truth else None,
                     "fdr": 0.1,
+                    "resolvable": True,
                 }
             )
     copies = np.where(multiplicity >= 8, rng.poisson(np.maximum(multiplicity, 0) * 0.25), 0)
     if samples:
-        columns["stored"] = pa.array(copies > 0, mask=failing)
-        columns["copies"] = pa.array(copies, mask=failing)
+        # Where the truth is known, copies are looked for among the training images.
+        sought = ~failing & ~elsewhere & ((multiplicity > 0) | (truth is None))
+        columns["stored"] = pa.array(copies > 0, mask=~sought)
+        columns["copies"] = pa.array(copies, mask=~sought)
         columns["nearest_sample_distance"] = pa.array(
             np.where(copies > 0, 0.3, 2.0) + 0.1 * rng.random(rows), mask=failing
         )
     else:
         columns["stored"] = pa.array([None] * rows, pa.bool_())
     if truth:
-        columns["split"] = pa.array(np.where(multiplicity > 0, "train", "heldout"))
+        split = np.where(multiplicity > 0, "train", "heldout")
+        columns["split"] = pa.array(split, mask=elsewhere)
         if truth == "multiplicity":
-            columns["multiplicity"] = pa.array(multiplicity)
-            columns["extracted"] = pa.array(copies > 0)
+            columns["multiplicity"] = pa.array(multiplicity, mask=elsewhere)
+            columns["extracted"] = pa.array(copies > 0, mask=elsewhere)
     pq.write_table(pa.table(columns), folder / "table.parquet")
 
     def interval(value, width=0.03):
@@ -134,8 +149,8 @@ def write_audit(
 
     contrasts = []
     if truth:
-        pairs = [("trained on 4 times or more", "trained on once"), ("trained on", "held out")]
-        pairs += [(f"trained on {m} times", "trained on once") for m in (2, 4, 8, 16, 32)]
+        pairs = [("repeated 4 times or more", "seen once"), ("seen once", "never seen")]
+        pairs += [(f"repeated {m} times", "seen once") for m in (2, 4, 8, 16, 32)]
         for c, (positives, negatives) in enumerate(pairs):
             for j, (name, _, _) in enumerate(specs):
                 auroc = [0.99, 0.7, 0.6, 0.97, 0.99, 0.998, 1.0][c] - 0.03 * j
@@ -169,9 +184,10 @@ def write_audit(
                     int(((multiplicity == m) & (copies > 0)).sum()),
                     int((multiplicity == m).sum()),
                 ]
-                for m in (0, 1, 2, 4, 8, 16, 32)
+                for m in (1, 2, 4, 8, 16, 32)
             }
         stored = {"rows": int(((copies > 0) & ~failing).sum()), "by_multiplicity": by}
+        stored["images"] = stored["rows"]
     metrics = {
         "truth": say("how often each row stands in the training set") if truth else None,
         "contrasts": contrasts,
@@ -214,7 +230,7 @@ def write_audit(
                 "sigma_over_data_std": 0.0667,
                 "statement": say(statement, 20 + j),
                 "cost": {"forward": 1, "jvp": 64, "vjp": 0},
-                "seconds": 3.25,
+                "raw": say("dimensions", 40 + j),
             }
             for j, (name, title, statement) in enumerate(specs)
         ],
@@ -243,8 +259,9 @@ def write_audit(
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
-    top = np.argsort(np.where(failing, rows + 1, ranks[primary]))[: min(gallery, rows - failed)]
-    digits = load_digits().images.astype(np.float32) / 8 - 1
+    order = np.where(failing | elsewhere, rows + 1, ranks[primary])
+    top = np.argsort(order)[: min(gallery, rows - failed - external)]
+    digits = load_digits(return_X_y=True)[0].reshape(-1, 8, 8).astype(np.float32) / 8 - 1
     images = digits[top % len(digits)][..., None]
     scale = max(1, size // 8)
     images = np.repeat(np.repeat(images, scale, 1), scale, 2)[:, :size, :size]

@@ -43,7 +43,7 @@ ATTACKS = [
     "{{ 7*7 }} {% for x in range(9) %}x{% endfor %} {# comment #}",
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "${7*7} #{7*7} <%= 7*7 %> %s %(x)s {0}",
-    "=HYPERLINK(\"//e.example\",\"x\") $\\frac{1}{0}$ \\input{/etc/passwd}",
+    '=HYPERLINK("//e.example","x") $\\frac{1}{0}$ \\input{/etc/passwd}',
     "../../../../etc/passwd\\..\\..\\windows",
     # Encodings and characters.
     "&lt;script&gt; &amp;lt; &#60;script&#62; &#x3c; &nbsp &copy",
@@ -55,7 +55,7 @@ ATTACKS = [
     "Z\u0351\u036b\u0343\u036a\u0302" * 60,
     "<" * 3000 + "b" * 200_000,
     "\n\r\t\v\f line\nbreaks\r\n",
-    "",
+    "NaN",
 ]
 CONTEXTS = ["{}", "\"'`> {}", "--></title></style></script> {}", "\\\" {} \\'", "]]> x='{}' {}"]
 PAYLOADS = [context.replace("{}", attack) for attack in ATTACKS for context in CONTEXTS]
@@ -88,10 +88,10 @@ def hostile(write, folder, text):
     table = pq.read_table(folder / "table.parquet").drop_columns(["multiplicity"])
     status = [label if label == "ok" else "label" + clean(text) for label in
               table["status"].to_pylist()]  # fmt: skip
-    for name, values in (("status", status), ("split", ["label" + clean(text)] * 8)):
+    label = ["label" + clean(text)] * 8
+    for name, values in (("status", status), ("split", label), ("reason", label)):
         index = table.column_names.index(name)
         table = table.set_column(index, name, pa.array(values))
-    table = table.append_column("reason", pa.array(["reason" + clean(text)] * 8))
     pq.write_table(table, folder / "table.parquet")
     return folder
 
@@ -106,7 +106,7 @@ def page(folder) -> bytes:
         read_audit(folder),
         ["data:image/png;base64,AA=="] * 2,
         ["data:image/png;base64,AA=="] * 2,
-        {name: "data:image/png;base64,AA==" for name in ("ranking", "distribution", "metrics")},
+        dict.fromkeys(("ranking", "distribution", "metrics"), "data:image/png;base64,AA=="),
     )
 
 
