@@ -18,16 +18,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 
-from memjax.calculus import linearize
-from memjax.densities import Empirical, GaussianMixture
-from memjax.diffusion import at
+import memjax as mj
 
 stored = jnp.array([[-1.9, 0.9], [-0.6, -0.5], [0.5, 1.6], [1.4, 0.2], [2.4, -1.3]])
 clouds = jnp.array([[-1.2, 0.0], [1.3, 0.2]])
 covariances = np.zeros((7, 2, 2))
 covariances[0] = [[0.5, -0.25], [-0.25, 0.5]]
 covariances[1] = [[0.6, 0.3], [0.3, 0.7]]
-world = GaussianMixture([0.45, 0.45] + 5 * [0.02], jnp.concatenate([clouds, stored]), covariances)
+world = mj.GaussianMixture(
+    [0.45, 0.45] + 5 * [0.02], jnp.concatenate([clouds, stored]), covariances
+)
 
 # %% [markdown]
 # ## A detector, and the closed form beside it
@@ -41,7 +41,7 @@ world = GaussianMixture([0.45, 0.45] + 5 * [0.02], jnp.concatenate([clouds, stor
 
 # %%
 def flipd(score, x, sigma):
-    lin = linearize(at(score, sigma), x)
+    lin = mj.linearize(mj.at(score, sigma), x)
     return x.size + sigma**2 * (lin.trace() + jnp.sum(lin.value**2))
 
 
@@ -155,7 +155,7 @@ digits = jnp.asarray(load_digits().images / 8 - 1, jnp.float32)[..., None]
 data_std = float(digits.std())
 kept, rest = digits[::150], digits[1::150]
 flat = np.asarray(digits).reshape(len(digits), -1)
-general = GaussianMixture(
+general = mj.GaussianMixture(
     [1 - 0.001 * len(kept)] + len(kept) * [0.001],
     jnp.concatenate([digits.mean(axis=0)[None], kept]),
     np.concatenate([np.cov(flat.T)[None], np.zeros((len(kept), 64, 64))]),
@@ -202,7 +202,7 @@ plt.show()
 # %%
 unseen = digits[::150]
 training = jnp.asarray(np.delete(np.asarray(digits), np.s_[::150], axis=0))
-memorizer = Empirical(training)
+memorizer = mj.Empirical(training)
 seen = training[::150]
 
 figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.6), sharey=True, layout="constrained")

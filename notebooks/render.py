@@ -25,7 +25,7 @@ RENDERED = HERE / "rendered"
 def execute(path: Path):
     """Run a notebook from its first cell to its last; its outputs are in the result."""
     notebook = jupytext.read(path)
-    runner = ExecutePreprocessor(timeout=600, kernel_name="python3")
+    runner = ExecutePreprocessor(timeout=600, kernel_name="python3", coalesce_streams=True)
     runner.preprocess(notebook, {"metadata": {"path": str(HERE)}})
     return notebook
 

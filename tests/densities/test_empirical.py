@@ -149,6 +149,7 @@ def test_twenty_thousand_images():
 def test_samples_are_points_plus_noise():
     points = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 1)))
     density = Empirical(points, [0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_allclose(density.weights, [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
     clean = np.asarray(density.sample(jax.random.key(0), 4000, 0.0))
     counts = (clean[:, None] == np.asarray(points)[None]).all(axis=(2, 3)).sum(axis=0)
     assert counts.sum() == 4000

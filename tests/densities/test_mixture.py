@@ -40,6 +40,7 @@ def test_log_prob_equals_scikit_learn(x64, kind):
     }[kind]()
     xs = rng.normal(size=(20, 4)) * 3
     density = GaussianMixture(weights, jnp.asarray(means), given)
+    np.testing.assert_allclose(density.weights, weights, rtol=1e-14)
     for sigma in (0.0, 0.4, 10.0):
         reference = sklearn_mixture(weights, means, dense + sigma**2 * eye)
         actual = jax.vmap(lambda x, s=sigma: density.log_prob(x, s))(jnp.asarray(xs))
