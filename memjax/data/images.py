@@ -102,7 +102,7 @@ def load_images(
 
     Accuracy and cost:
         Integer pixels k of b bits become the float32 nearest to 2 k / (2^b - 1) - 1. Every image
-        file is opened twice, the first time for its header, unless ``event_shape`` is given.
+        file is read twice, the first time for its header only, unless ``event_shape`` is given.
         Files of more than 64 MiB or 2^23 pixels are not decoded; a hostile file costs less than
         2 s and 512 MB.
     """
@@ -141,7 +141,7 @@ def from_array(
 
     Returns:
         An `ImageSet`. Rows with NaN or infinite pixels are INPUT_CORRUPT, rows that leave the
-        value range INPUT_MISMATCH.
+        value range by more than a millionth INPUT_MISMATCH.
 
     Raises:
         InputError: another shape or dtype, no usable row, an unsaid value range, ids that are

@@ -104,7 +104,7 @@ def auroc(
     Accuracy and cost:
         Value exact to rounding. Simulated coverage of the 95 % interval: 93 to 100 % for normal
         scores of equal and of threefold spread, mixtures and tied scores, A from 0.5 to 0.998, 10
-        against 10 to 64 against 920 rows (DeLong alone falls to 70 %). O(n log n).
+        against 10 to 64 against 920 rows (DeLong alone falls below 70 %). O(n log n).
 
     References:
         DeLong, DeLong, Clarke-Pearson (1988), Biometrics 44; Newcombe (2006), "Confidence
@@ -168,7 +168,7 @@ def average_precision(
         Value exact to rounding; as an estimate biased upwards where positives are few. The
         interval is approximate: simulated coverage of the 95 % interval is 88 to 97 % with 16 or
         64 positives among 920 negatives, and falls to 70 % where positives outnumber negatives
-        tenfold. O(n log n + n ``num_resamples``), at most 64 MiB at a time.
+        tenfold. O(n log n + n ``num_resamples``), about 64 MiB at a time.
 
     References:
         Boyd, Eng, Page (2013), "Area under the precision-recall curve: point estimates and

@@ -20,7 +20,7 @@ from memjax._core.errors import InputError
 from memjax._core.status import Status
 from memjax.data.images import load_images
 
-SECONDS = 2.0
+SECONDS = 2.0  # of processor time, so that a busy machine does not fail the test
 MEGABYTES = 512
 ALL = (1_000, pytest.param(20_000, marks=pytest.mark.nightly))
 ALLOWED = {Status.OK, Status.INPUT_CORRUPT, Status.INPUT_MISMATCH}
@@ -125,7 +125,7 @@ def test_mutated_files(tmp_path, count):
         data = mutate(rng, corpus[kind][int(rng.integers(0, len(corpus[kind])))], everything)
         if kind == "png" and rng.random() < 0.7:
             data = fix_checksums(data)
-        start = time.perf_counter()
+        start = time.process_time()
         if kind in ("npy", "npz"):
             path = tmp_path / f"case.{kind}"
             path.write_bytes(data)
@@ -150,7 +150,7 @@ def test_mutated_files(tmp_path, count):
             assert "\n" not in images.reasons[1]
             outcomes[Status(status)] += 1
             path.unlink()
-        assert time.perf_counter() - start < SECONDS, data
+        assert time.process_time() - start < SECONDS, data
     # The corpus is neither all dead on arrival nor harmless.
     assert all(hits > count / 100 for hits in outcomes.values()), outcomes
 
@@ -246,14 +246,14 @@ PIL.Image.init()
 resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
 for path in map(pathlib.Path, sys.argv[1:]):
     pathlib.Path("/proc/self/clear_refs").write_text("5")
-    before, start = peak(), time.perf_counter()
+    before, start = peak(), time.process_time()
     try:
         images = load_images(path)
         status = int(images.status[-1])
         del images
     except InputError as error:
         status = 6 if "found none among 1" in str(error) else None
-    print(json.dumps([path.name, status, time.perf_counter() - start, peak() - before]))
+    print(json.dumps([path.name, status, time.process_time() - start, peak() - before]))
 """
 
 
