@@ -53,19 +53,21 @@ _PAIRS = 24
 """Image pairs in the gallery figure."""
 
 
-def drawable(text: str, inches: float, *, size: float = 10.0) -> str:
+def drawable(text: str, inches: float, *, size: float = 10.0, weight: str = "normal") -> str:
     """Text that fits: one line, in characters the font has, cut off at a width.
 
     Args:
         text: any string.
         inches: room for it.
         size: of the font, in points.
+        weight: of the font, ``"normal"`` or ``"bold"``.
 
     Returns:
         The text; ``?`` for a character the font lacks, an ellipsis where it was cut.
     """
     fonts = require("matplotlib.font_manager", "audit")
-    font = fonts.get_font(fonts.findfont("DejaVu Sans:bold"))  # the wider of the two we use
+    properties = fonts.FontProperties(family="DejaVu Sans", weight=weight)
+    font = fonts.get_font(fonts.findfont(properties))
     known = font.get_charmap()
     line = one_line(text, limit=200)
     line = "".join(character if ord(character) in known else "?" for character in line)
@@ -131,15 +133,17 @@ def _thin(member: Bool[np.ndarray, "n"], ranks: Float[np.ndarray, "n"]) -> Any:
 
 
 def _score_scale(axes: Any, side: str, scores: Float[np.ndarray, "n"]) -> None:
-    """Linear, unless a few scores are so large that the rest would be one line."""
+    """Linear, unless a few scores lie so far out that the rest would be one line."""
     ticker = require("matplotlib.ticker", "audit")
-    size = np.abs(scores[np.isfinite(scores)])
-    middle = float(np.median(size)) if len(size) else 0.0
-    if middle > 0.0 and size.max() > 100.0 * middle:
-        getattr(axes, f"set_{side}scale")("symlog", linthresh=middle)
-    getattr(axes, f"{side}axis").set_major_formatter(
-        ticker.FuncFormatter(lambda value, _: f"{value:,.6g}")
-    )
+    axis = getattr(axes, f"{side}axis")
+    finite = scores[np.isfinite(scores)]
+    low, high = np.quantile(finite, (0.05, 0.95)) if len(finite) else (0.0, 0.0)
+    bulk = max(abs(low), abs(high))
+    if 0.0 < 50.0 * (high - low) < np.ptp(finite) and np.abs(finite).max() > 50.0 * bulk:
+        edge = 10.0 ** np.ceil(np.log10(bulk))  # linear up to here, logarithmic beyond
+        getattr(axes, f"set_{side}scale")("symlog", linthresh=edge)
+        axis.get_major_locator().set_params(numticks=6)
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
 def _score_label(audit: Audit) -> str:
@@ -342,12 +346,18 @@ def _draw_histograms(audit: Audit) -> Any:
 
 
 def figure_rate(contrasts: list[Record]) -> float | None:
-    """The false-positive rate shown in the figure: 1 % if it was measured, else the first."""
-    rates = [entry.number("fpr") for c in contrasts for entry in c.records("tpr_at_fpr")]
-    rates = [rate for rate in rates if np.isfinite(rate)]
-    if not rates:
-        return None
-    return 0.01 if 0.01 in rates else rates[0]
+    """The false-positive rate shown in the figure: 1 % if it was resolved, else another that was.
+
+    Args:
+        contrasts: records of metrics.json.
+
+    Returns:
+        The rate; ``None`` if there is none at all.
+    """
+    entries = [entry for record in contrasts for entry in record.records("tpr_at_fpr")]
+    rates = [entry.number("fpr") for entry in entries if entry.flag("resolvable") is not False]
+    rates = [r for r in rates or [e.number("fpr") for e in entries] if np.isfinite(r)]
+    return 0.01 if 0.01 in rates else min(rates, default=None)
 
 
 def draw_metrics(audit: Audit) -> Any:
@@ -370,7 +380,7 @@ def draw_metrics(audit: Audit) -> Any:
     top = height - 0.08
     for row, ((positives, negatives), block) in enumerate(shown):
         count = counts[row]
-        title = drawable(f"{positives} vs {negatives}", _WIDTH - 0.24, size=9.5)
+        title = drawable(f"{positives} vs {negatives}", _WIDTH - 0.24, size=9.5, weight="bold")
         figure.text(
             0.12 / _WIDTH, (top - 0.12) / height, title,
             fontsize=9.5, fontweight="bold", va="center",

@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from memjax.report import _figures
 from memjax.report._folder import read_audit
 from memjax.report._images import THUMBNAIL_SIDE, png, thumbnail
+from memjax.report._record import Record
 
 VARIANTS = {
     "complete": {"calibration": ("duplication", "membership")},
@@ -29,20 +30,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("kind", ["ranking", "distribution", "metrics", "gallery"])
-def test_no_text_overlaps(write, tmp_path, monkeypatch, name, kind):
-    audit = read_audit(write(tmp_path, **VARIANTS[name]))
-    if kind == "metrics" and not audit.metrics.items("contrasts"):
-        pytest.skip("no truth, no metrics")
-    arguments = []
-    if kind == "gallery":
-        arguments = [
-            [thumbnail(image) for image in audit.gallery.images],
-            [None if np.isnan(s).any() else thumbnail(s) for s in audit.gallery.nearest],
-        ]
+def check_text(monkeypatch, draw_figure, *arguments):
     with matplotlib.rc_context(cast(Any, _figures._STYLE)):
-        figure = getattr(_figures, f"draw_{kind}")(audit, *arguments)
+        figure = draw_figure(*arguments)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()  # settles the layout
         boxes = []
@@ -66,6 +56,21 @@ def test_no_text_overlaps(write, tmp_path, monkeypatch, name, kind):
         assert not overlap, (first, second)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("kind", ["ranking", "distribution", "metrics", "gallery"])
+def test_no_text_overlaps(write, tmp_path, monkeypatch, name, kind):
+    audit = read_audit(write(tmp_path, **{"rows": 500, **VARIANTS[name]}))
+    if kind == "metrics" and not audit.metrics.items("contrasts"):
+        pytest.skip("no truth, no metrics")
+    arguments = []
+    if kind == "gallery":
+        arguments = [
+            [thumbnail(image) for image in audit.gallery.images],
+            [None if np.isnan(s).any() else thumbnail(s) for s in audit.gallery.nearest],
+        ]
+    check_text(monkeypatch, getattr(_figures, f"draw_{kind}"), audit, *arguments)
+
+
 def test_text_is_drawn_as_it_stands():
     assert _figures.drawable("a$x^2$b", 5.0) == "a$x^2$b"
     assert _figures.drawable("日本 é ß \x00", 5.0) == "?? é ß"
@@ -79,13 +84,14 @@ def test_text_is_cut_to_its_room(text):
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_scores_of_any_size(write, tmp_path, scale):
+@pytest.mark.parametrize("outlier", [1.0, 1e3, 1e9, -1e9])
+@pytest.mark.parametrize("kind", ["ranking", "distribution"])
+def test_scores_of_any_size(write, tmp_path, monkeypatch, scale, outlier, kind):
     audit = read_audit(write(tmp_path, rows=60))
     scores = audit.scores * scale
-    scores[np.nanargmax(scores)] = 1e6 * scale
+    scores[np.nanargmax(scores)] = outlier * scale
     stretched = audit.__class__(**{**vars(audit), "scores": scores})
-    for draw in (_figures.draw_ranking, _figures.draw_distribution):
-        assert _figures.render(draw, stretched).startswith(b"\x89PNG")
+    check_text(monkeypatch, getattr(_figures, f"draw_{kind}"), stretched)
 
 
 def test_equal_scores(write, tmp_path):
@@ -104,8 +110,23 @@ def test_unresolvable_and_worse_than_chance(write, tmp_path):
     metrics["contrasts"] = [contrast]
     (folder / "metrics.json").write_text(json.dumps(metrics))
     audit = read_audit(folder)
-    assert _figures.figure_rate(audit.metrics.records("contrasts")) == 0.001
     assert _figures.render(_figures.draw_metrics, audit).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("rates", "shown"),
+    [
+        ({}, None),
+        ({0.01: True, 0.05: True}, 0.01),
+        ({0.001: True, 0.01: True}, 0.01),
+        ({0.01: False, 0.05: True}, 0.05),
+        ({0.01: False, 0.05: False}, 0.01),
+        ({0.001: False}, 0.001),
+    ],
+)
+def test_the_rate_that_is_drawn(rates, shown):
+    entries = [{"fpr": fpr, "resolvable": resolvable} for fpr, resolvable in rates.items()]
+    assert _figures.figure_rate([Record({"tpr_at_fpr": entries}, "test")]) == shown
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 3), (256, 128, 3), (1, 500, 1), (9, 7, 5)])
