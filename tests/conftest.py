@@ -12,3 +12,13 @@ def x64():
     """Double precision for one test, whatever the process runs with."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave the nightly sizes out unless they are asked for (``pytest -m nightly``)."""
+    if "nightly" in config.option.markexpr:
+        return
+    large = [item for item in items if item.get_closest_marker("nightly")]
+    if large:
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
