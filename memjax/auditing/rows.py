@@ -87,9 +87,12 @@ def evaluate_rows(
     key = derive_key(seed, "detectors")
     ok = np.asarray(images.ok)
     good = np.flatnonzero(ok)
+    shape = (n, len(detectors))
     columns = RowFindings(
-        *(np.full((n, len(detectors)), np.nan, np.float64) for _ in range(3)),
-        np.repeat(np.asarray(images.status, np.int32)[:, None], len(detectors), axis=1),
+        value=np.full(shape, np.nan),
+        raw=np.full(shape, np.nan),
+        standard_error=np.full(shape, np.nan),
+        status=np.repeat(np.asarray(images.status, np.int32)[:, None], len(detectors), axis=1),
     )
     title = "evaluating detectors"
     progress(title, 0, len(good))

@@ -186,7 +186,7 @@ def audit(
         ],
         "samples": None
         if copies is None
-        else {"count": len(drawn), "rule": "d1/d2 < 1/3", "copies": copies.copying},
+        else {"count": len(copies.samples), "rule": "d1/d2 < 1/3", "copies": copies.copying},
         "backend": {"ok": backend.ok, "message": backend.message},
         "seconds": {
             "detectors": clock["evaluated"] - clock["prepared"],
@@ -311,6 +311,7 @@ def _draw(
             model,
             num_samples,
             key=derive_key(seed, "samples"),
+            progress=lambda done, total: progress("drawing samples", done, total),
         )
         part = {"samples": np.asarray(jax.vmap(model.decode)(latents))}
         parts.write("samples", part)

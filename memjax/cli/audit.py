@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.table import Table
+from rich.text import Text
 
-from memjax.cli.app import COMPLETED, FINDINGS, INCOMPLETE, cli, messages
+from memjax._core.text import one_line
+from memjax.cli.app import COMPLETED, FINDINGS, INCOMPLETE, cli, console, existing, messages
 from memjax.cli.progress import progress_bar
 
 MEANINGS = {
@@ -126,8 +129,8 @@ def _names(model: str, data: str) -> dict[str, str]:
 
 def _digits(folder: Path, seed: int, common: dict[str, Any]) -> Callable[..., Any]:
     def run(progress: Callable[..., None]) -> Any:
-        from memjax.auditing.run import audit as audit_model
         from memjax.auditing.digits import digits_audit
+        from memjax.auditing.run import audit as audit_model
 
         return audit_model(
             **digits_audit(seed, progress),
@@ -156,8 +159,8 @@ def _own(
         existing(calibration, "--calibration")
 
     def run(progress: Callable[..., None]) -> Any:
-        from memjax.auditing.run import audit as audit_model
         from memjax.auditing.plan import Calibration
+        from memjax.auditing.run import audit as audit_model
         from memjax.checkpoints.files import load
         from memjax.data.images import load_images
 

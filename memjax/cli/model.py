@@ -39,12 +39,14 @@ def train(
     with progress_bar(messages) as progress:
         model = fit(
             images.images[images.ok],
-            network=network,
+            network=network,  # type: ignore[arg-type]
             steps=steps,
             batch_size=batch_size,
             seed=seed,
             checkpoint_dir=folder,
-            progress=lambda step, total, loss: progress("training", step, total, f"loss {loss:.4f}"),
+            progress=lambda step, total, loss: progress(
+                "training", step, total, f"loss {loss:.4f}"
+            ),
         )
     save(model, folder)
     console.print(f"model: {folder}", markup=False, soft_wrap=True)

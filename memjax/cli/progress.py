@@ -1,7 +1,8 @@
 """Progress bars with the time left, fed by the library's progress callbacks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -14,15 +15,23 @@ from rich.progress import (
 )
 
 
+class Report(Protocol):
+    """Tell how far a stage of the work has come."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show ``done`` of ``total``, with a note beside the bar."""
+        ...
+
+
 @contextmanager
-def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar(console: Console) -> Iterator[Report]:
     """One bar per stage of a long task, on standard error.
 
     Args:
         console: where to draw; on something that is no terminal each finished stage is one line.
 
     Yields:
-        ``report(stage, done, total)``, to be called as work goes on.
+        A ``Report``, to be called as work goes on.
     """
     bars = Progress(
         TextColumn("{task.description}"),

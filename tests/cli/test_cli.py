@@ -285,13 +285,13 @@ def test_doctor(memjax):
 
 def test_hostile_names_stay_text(memjax, model_dir, tmp_path):
     data = write_images(tmp_path / "photos", 3)
-    name = "[bold red]x[/]\x1b[31m<script>.png"
+    name = "[bold red]x[red]\x1b[31m<script>.png"
     (data / "image0.png").rename(data / name)
     out = tmp_path / "a"
     status, shown, _ = memjax("audit", model_dir, "--data", data, "--out", out, "--samples", 0)
     assert status == app.COMPLETED
     assert "\x1b[31m" not in shown
-    assert "[bold red]x[/]" in shown
+    assert "[bold red]x[red]" in shown
     assert "<script>" not in (out / "report.html").read_text()
 
 
