@@ -1,0 +1,346 @@
+"""Measure a case in a process of its own: right first, then fast.
+
+A case names a program, its arguments and a check of its result. ``measure`` compiles the program
+(timed apart), checks the result, and only then runs it repeatedly, waiting for every output.
+Peak memory is that of the process, which is why each case gets a fresh one (``run_case``).
+"""
+
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import benchmarks
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results"
+FIGURES = ROOT / "figures"
+PACKAGES = ("jax", "jaxlib", "flax", "equinox", "numpy")
+NOT_CASES = ("harness", "__main__")
+SECONDS = 5.0
+"""Time spent repeating a case, unless the repeats run out first."""
+REPEATS = 50
+
+
+class Program(NamedTuple):
+    """What a case measures; built inside its process.
+
+    Attributes:
+        run: function of ``arguments``; compiled by ``jax.jit`` if ``jit``.
+        arguments: pytrees of arrays. Weights are among them, never closed over.
+        check: the result's error against an independent computation.
+        tolerance: largest error at which the time is worth recording.
+        forward: ``(function, arguments)`` of one forward evaluation at the same batch, the unit
+            of cost; ``None`` where there is none.
+        units: products in one run: recorded times are per product.
+        parameters: sizes and settings, for the record.
+        dtype: of the computation.
+        jit: false for a program that is not JAX's, such as a NumPy twin.
+    """
+
+    run: Callable[..., Any]
+    arguments: tuple
+    check: Callable[[Any], float]
+    tolerance: float
+    forward: tuple[Callable[..., Any], tuple] | None = None
+    units: int = 1
+    parameters: Mapping[str, Any] = MappingProxyType({})
+    dtype: str = "float32"
+    jit: bool = True
+
+
+class Case(NamedTuple):
+    """A named program: ``module/what/variant``.
+
+    Attributes:
+        name: unique; its first part is the module's name.
+        make: ``make(quick, seed)`` builds the program, smaller if ``quick``.
+    """
+
+    name: str
+    make: Callable[[bool, int], Program]
+
+
+def modules() -> dict[str, Any]:
+    """The benchmark modules by name."""
+    names = [m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in NOT_CASES]
+    return {name: importlib.import_module(f"benchmarks.{name}") for name in sorted(names)}
+
+
+def cases() -> dict[str, Case]:
+    """Every case of every module, by name."""
+    return {case.name: case for module in modules().values() for case in module.cases()}
+
+
+def select(patterns: list[str]) -> list[Case]:
+    """Cases whose name is or begins with a pattern; all of them without one.
+
+    Raises:
+        SystemExit: a pattern that selects nothing, with the names there are.
+    """
+    known = cases()
+    for pattern in patterns:
+        if not any(_selects(pattern, name) for name in known):
+            raise SystemExit(f"no benchmark named {pattern!r}; there are: {', '.join(known)}")
+    return [
+        case
+        for name, case in known.items()
+        if not patterns or any(_selects(pattern, name) for pattern in patterns)
+    ]
+
+
+def _selects(pattern: str, name: str) -> bool:
+    return name == pattern or name.startswith(pattern.rstrip("/") + "/")
+
+
+def measure(case: Case, *, quick: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Run one case in this process and return its record.
+
+    Args:
+        case: what to measure.
+        quick: build it small, and repeat it three times only.
+        seed: passed to ``make``.
+
+    Returns:
+        The record. With ``status`` "failed" it holds the error and no time.
+    """
+    import jax
+
+    program = case.make(quick, seed)
+    jax.block_until_ready(program.arguments)
+    held = _peak_bytes()
+    run, compile_seconds = _compile(program.run, program.arguments, program.jit)
+    out = jax.block_until_ready(run(*program.arguments))
+    # Read before the check, whose reference may be larger than what is measured.
+    peak = _peak_bytes()
+    error = float(program.check(out))
+    record = {
+        "case": case.name,
+        "status": "ok" if error <= program.tolerance else "failed",
+        "error": error,
+        "tolerance": program.tolerance,
+        "parameters": dict(program.parameters),
+        "dtype": program.dtype,
+        "seed": seed,
+        "quick": quick,
+        **_machine(),
+    }
+    if record["status"] == "failed":
+        return record
+    del out
+    limits = (3, SECONDS) if quick else (REPEATS, SECONDS)
+    seconds = _time(run, program.arguments, *limits)
+    record |= {
+        "compile_seconds": compile_seconds,
+        "seconds": {
+            "minimum": min(seconds) / program.units,
+            "median": statistics.median(seconds) / program.units,
+            "repeats": len(seconds),
+            "products_per_run": program.units,
+        },
+        "peak_memory_bytes": peak,
+        "memory_above_arguments_bytes": peak - held,
+    }
+    if program.forward is not None:
+        function, arguments = program.forward
+        forward, _ = _compile(function, arguments, True)
+        unit = min(_time(forward, arguments, *limits))
+        record["forward_seconds"] = unit
+        record["forwards"] = record["seconds"]["minimum"] / unit
+    return record
+
+
+def _compile(run: Callable, arguments: tuple, jit: bool) -> tuple[Callable, float]:
+    if not jit:
+        return run, 0.0
+    import jax
+
+    start = time.perf_counter()
+    compiled = jax.jit(run).lower(*arguments).compile()
+    return compiled, time.perf_counter() - start
+
+
+def _time(run: Callable, arguments: tuple, repeats: int, seconds: float) -> list[float]:
+    import jax
+
+    jax.block_until_ready(run(*arguments))
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or (len(times) < repeats and time.perf_counter() < end):
+        start = time.perf_counter()
+        jax.block_until_ready(run(*arguments))
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _peak_bytes() -> int:
+    """Largest memory this process has held: on the accelerator if there is one."""
+    import jax
+
+    statistics_ = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in statistics_:
+        return int(statistics_["peak_bytes_in_use"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _machine() -> dict[str, Any]:
+    """Versions, device and commit; no path and no host name."""
+    from importlib.metadata import version
+
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": len(jax.devices()),
+        },
+        "cpu": {"model": _cpu_model(), "count": os.cpu_count()},
+        "git": _git(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def _git() -> dict[str, Any]:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "--", ":/memjax", ":/benchmarks/*.py"
+        )
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def run_case(name: str, *, quick: bool, seed: int) -> dict[str, Any]:
+    """Measure one case in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks", "measure", name, "--seed", str(seed)]
+    if quick:
+        command.append("--quick")
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"case": name, "status": "crashed", "message": last, "quick": quick, "seed": seed}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def result_path(record: dict[str, Any], results: Path = RESULTS) -> Path:
+    """Where a record is kept: quick ones beside the others, never in their place."""
+    suffix = ".quick.json" if record["quick"] else ".json"
+    return results / (record["case"].replace("/", "-") + suffix)
+
+
+def write(record: dict[str, Any], results: Path = RESULTS) -> Path:
+    """Write one record as JSON."""
+    results.mkdir(parents=True, exist_ok=True)
+    path = result_path(record, results)
+    path.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    return path
+
+
+def read(results: Path = RESULTS, *, quick: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """Records by module, in the order of their names."""
+    records: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(results.glob("*.json")):
+        record = json.loads(path.read_text())
+        if record["quick"] == quick:
+            records.setdefault(record["case"].split("/")[0], []).append(record)
+    return records
+
+
+def line(record: dict[str, Any]) -> str:
+    """One line for the terminal; a time only where the result was right."""
+    name = f"{record['case']:<44}"
+    if record["status"] == "crashed":
+        return f"{name} crashed: {record['message']}"
+    if record["status"] == "failed":
+        return f"{name} FAILED: error {record['error']:.2g} > {record['tolerance']:.2g}, not timed"
+    seconds = record["seconds"]
+    forwards = f"{record['forwards']:8.2f} forwards" if "forwards" in record else " " * 17
+    return (
+        f"{name} {1e3 * seconds['minimum']:10.3f} ms (median {1e3 * seconds['median']:.3f}) "
+        f"{forwards} {record['memory_above_arguments_bytes'] / 2**20:8.0f} MiB "
+        f"error {record['error']:.1e}"
+    )
+
+
+def plot(results: Path = RESULTS, figures: Path = FIGURES, *, quick: bool = False) -> list[Path]:
+    """Draw one figure per module, from JSON only."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    figures.mkdir(parents=True, exist_ok=True)
+    known = modules()
+    written = []
+    for name, records in read(results, quick=quick).items():
+        draw = getattr(known.get(name), "figure", bars)
+        figure = draw(records)
+        figure.text(
+            0.995, 0.005, caption(records), ha="right", va="bottom", fontsize=7, color="0.4"
+        )
+        path = figures / f"{name}.png"
+        figure.savefig(path, dpi=150)
+        written.append(path)
+    return written
+
+
+def caption(records: list[dict[str, Any]]) -> str:
+    """The command that made a figure, and on what."""
+    good = next((record for record in records if "versions" in record), None)
+    if good is None:
+        return ""
+    commit = (good["git"]["commit"] or "unknown")[:8] + ("+" if good["git"]["dirty"] else "")
+    return (
+        f"python -m benchmarks run {good['case'].split('/')[0]} --seed {good['seed']} | "
+        f"{good['cpu']['count']} x {good['cpu']['model']}, {good['device']['platform']} | "
+        f"jaxlib {good['versions']['jaxlib']} | {commit}"
+    )
+
+
+def bars(records: list[dict[str, Any]]):
+    """Default figure: time per product, and memory, of every case that was right."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    good = [record for record in records if record["status"] == "ok"][::-1]
+    labels = [record["case"].split("/", 1)[1] for record in good]
+    layout = ConstrainedLayoutEngine(rect=(0, 0.04, 1, 0.96))  # room for the caption
+    figure = Figure(figsize=(9, 1.4 + 0.32 * len(good)), layout=layout)
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.barh(labels, [1e3 * record["seconds"]["minimum"] for record in good], color="#4477aa")
+    for i, record in enumerate(good):
+        if "forwards" in record:
+            text = f" {record['forwards']:.2g} forwards"
+            left.text(1e3 * record["seconds"]["minimum"], i, text, va="center", fontsize=7)
+    left.set_xscale("log")
+    left.set_xlabel("milliseconds, minimum of repeats")
+    left.margins(x=0.25)
+    memory = [record["memory_above_arguments_bytes"] / 2**20 for record in good]
+    right.barh(labels, memory, color="#ccbb44")
+    right.set_xlabel("MiB above the arguments, peak")
+    return figure
