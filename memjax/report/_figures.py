@@ -143,6 +143,9 @@ def _score_scale(axes: Any, side: str, scores: Float[np.ndarray, "n"]) -> None:
         edge = 10.0 ** np.ceil(np.log10(bulk))  # linear up to here, logarithmic beyond
         getattr(axes, f"set_{side}scale")("symlog", linthresh=edge)
         axis.get_major_locator().set_params(numticks=6)
+        ends = np.array([finite.min(), finite.max()])
+        room = np.maximum(0.3 * edge, 0.6 * np.abs(ends))
+        getattr(axes, f"set_{side}lim")(ends[0] - room[0], ends[1] + room[1])
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 

@@ -140,15 +140,16 @@ def _findings(audit: Audit) -> list[dict[str, str]]:
         rule = samples.text("rule", limit=80)
         drawn = _count(samples.count("count"))
         if stored:
+            them = "each of them" if stored > 1 else "it"
             text = (
-                f"At least one of {drawn} generated samples reproduces each of them under the "
-                f"copy rule {rule}."
+                f"At least one of {drawn} generated samples reproduces {them} under the copy "
+                f"rule {rule}."
             )
             images = audit.metrics.record("stored").count("images")
             if images is not None and images != stored:
-                text += f" They are {_count(images)} distinct images."
+                text += f" Distinct images among them: {_count(images)}."
             if samples.count("copies") is not None:
-                text += f" {_count(samples.count('copies'))} samples are such copies."
+                text += f" Samples that are copies: {_count(samples.count('copies'))}."
         else:
             text = (
                 f"None of {drawn} generated samples reproduces a row under the copy rule {rule}. "

@@ -201,7 +201,7 @@ def test_incomplete_and_failed_rows_are_said(write, tmp_path):
     text = words(build_report(folder).read_bytes())
     assert "This audit is incomplete." in text
     assert "30 ranked, 120 failed" in text
-    assert "120 rows have no score." in text
+    assert "Rows without a score: 120." in text
     assert "The first 100 are listed" in text
     assert "the file could not be read as an image" in text
 
@@ -244,7 +244,7 @@ def test_all_rows_failed(write, tmp_path):
     (folder / "figures" / "mine.png").write_bytes(b"not ours")
     text = words(build_report(folder).read_bytes())
     assert "No row was ranked" in text
-    assert "20 rows have no score" in text
+    assert "Rows without a score: 20." in text
     assert [path.name for path in (folder / "figures").iterdir()] == ["mine.png"]
 
 
@@ -263,7 +263,7 @@ def test_calibration_images_from_elsewhere_are_not_audited(write, tmp_path):
     folder = write(tmp_path, rows=100, failed=3, external=40, gallery=4)
     text = words(build_report(folder).read_bytes())
     assert "57 ranked, 3 failed" in text
-    assert "3 rows have no score." in text
+    assert "Rows without a score: 3." in text
     assert "First 57 ranks" in text
     audit = read_audit(folder)
     (calibration,) = audit.calibrations
