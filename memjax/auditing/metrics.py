@@ -51,8 +51,9 @@ def contrasts(multiplicity: Int[np.ndarray, "n"]) -> list[Contrast]:
         multiplicity: how often each row stands in the training set, 0 for unseen rows.
 
     Returns:
-        Repeated rows against rows seen once, at each multiplicity and from 4 upwards; and rows
-        seen once against unseen rows. Contrasts with an empty side are left out.
+        Rows repeated at least 4 times against rows seen once; rows seen once against unseen rows;
+        and rows of each multiplicity against rows seen once. Contrasts with an empty side are
+        left out.
     """
     once = multiplicity == 1
     repeated = sorted(set(multiplicity[multiplicity > 1].tolist()))

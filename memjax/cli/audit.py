@@ -15,8 +15,8 @@ from memjax.cli.app import COMPLETED, FINDINGS, INCOMPLETE, cli, console, existi
 from memjax.cli.progress import progress_bar
 
 MEANINGS = {
-    "membership": "was trained on",
-    "duplication": "was trained on more than once",
+    "membership": "evidence of having been trained on",
+    "duplication": "evidence of having been trained on more than once",
 }
 
 
@@ -136,7 +136,7 @@ def _digits(folder: Path, seed: int, common: dict[str, Any]) -> Callable[..., An
             **digits_audit(seed, progress),
             **common,
             out=folder,
-            names=_names("graded digits test bed", "scikit-learn digits, 8x8"),
+            names=_names("the graded digits model", "scikit-learn digits, 8x8"),
             progress=progress,
         )
 
@@ -252,13 +252,13 @@ def _interval(entry: dict[str, Any]) -> str:
 
 def _flag_sentence(entry: dict[str, Any]) -> str:
     sentence = (
-        f"{entry['meaning']}: {entry['flagged']} of {entry['tested']} tested images are flagged "
-        f"at false-discovery rate {entry['fdr']:g} (it {MEANINGS[entry['meaning']]})"
+        f"flagged for {entry['meaning']} ({MEANINGS[entry['meaning']]}): {entry['flagged']:,} of "
+        f"{entry['tested']:,} tested images, at false-discovery rate {entry['fdr']:g}"
     )
     if not entry["resolvable"]:
         sentence += "; too few calibration images for any flag"
     elif entry["true"] is not None:
-        sentence += f"; {entry['true']} of them rightly"
+        sentence += f"; {entry['true']:,} of them rightly"
     return sentence
 
 

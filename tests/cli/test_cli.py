@@ -85,7 +85,7 @@ def test_an_audit_of_ones_own_model(memjax, model_dir, tmp_path):
     status, shown, _ = memjax(*command, "--calibration", unseen, "--detector", "flipd")
     assert status == app.COMPLETED
     assert "Most suspicious by flipd" in shown
-    assert "membership: 0 of 12 tested images are flagged" in shown
+    assert "flagged for membership (evidence of having been trained on): 0 of 12" in shown
     assert (out / "report.html").is_file()
     assert (out / "figures").is_dir()
     manifest = json.loads((out / "manifest.json").read_text())
