@@ -1,7 +1,8 @@
 """What a product with the Jacobian costs, in forwards of the network.
 
 A linearisation is made once and applied many times; the alternative is a fresh ``jax.jvp`` or
-``jax.vjp`` for every product. Twenty products in a loop, as an eigen-solver takes them.
+``jax.vjp`` for every product. The loops take twenty products one after the other inside one
+program, as an eigen-solver does; times are per product.
 """
 
 from functools import partial
@@ -12,13 +13,13 @@ import numpy as np
 
 from benchmarks.harness import Case, Program
 from memjax._core.keys import derive_key
-from memjax.calculus.linearize import linearize
+from memjax.calculus.linearization import linearize
 from memjax.networks.mlp import ResidualMLP
 from memjax.networks.unet import UNet
 
 PRODUCTS = 20
 NETWORKS = {"mlp": (ResidualMLP(), (64,)), "unet": (UNet(channels=(16, 32)), (16, 16, 3))}
-METHODS = ("forward", "linearize", "jvp", "vjp", "fresh-jvp", "fresh-vjp")
+METHODS = ("forward", "linearize", "jvp", "vjp", "fresh-jvp", "fresh-vjp", "jvp-loop", "vjp-loop")
 CHUNKS = (1, 16, 64, None)
 
 
@@ -49,26 +50,25 @@ def _linearize(module, weights, x):
     return jax.vmap(lambda x: linearize(_field(module, weights), x))(x)
 
 
-def _repeat(product, v):
-    """Twenty products, each depending on the one before."""
+def _apply(kind, lins, v):
+    return jax.vmap(lambda lin, v: getattr(lin, kind)(v))(lins, v)
+
+
+def _loop(kind, lins, v):
+    """Twenty products, each depending on the one before; the last one."""
 
     def step(v, _):
-        out = product(v)
-        return v + out / jnp.sqrt(1 + jnp.sum(out**2)), out
+        out = _apply(kind, lins, v)
+        size = jnp.sqrt(1 + jnp.sum(out**2, axis=range(1, out.ndim), keepdims=True))
+        return v + out / size, out
 
     return jax.lax.scan(step, v, length=PRODUCTS)[1][-1]
-
-
-def _apply(kind, lins, v):
-    return jax.vmap(lambda lin, v: _repeat(getattr(lin, kind), v))(lins, v)
 
 
 def _fresh(kind, module, weights, x, v):
     def one(x, v):
         f = _field(module, weights)
-        if kind == "jvp":
-            return _repeat(lambda v: jax.jvp(f, (x,), (v,))[1], v)
-        return _repeat(lambda u: jax.vjp(f, x)[1](u)[0], v)
+        return jax.jvp(f, (x,), (v,))[1] if kind == "jvp" else jax.vjp(f, x)[1](v)[0]
 
     return jax.vmap(one)(x, v)
 
@@ -77,17 +77,17 @@ def _relative(got, expected) -> float:
     return float(jnp.max(jnp.abs(got - expected)) / jnp.max(jnp.abs(expected)))
 
 
-def _dense_products(kind, module, weights, x, v):
-    """The same twenty products with dense Jacobians in NumPy float64."""
+def _dense_products(kind, length, module, weights, x, v):
+    """The last of ``length`` products, with dense Jacobians in NumPy float64."""
     outs = []
     for point, start in zip(x, np.asarray(v, np.float64), strict=True):
         jacobian = jax.jit(jax.jacrev(_field(module, weights)))(point)
         a = np.asarray(jacobian, np.float64).reshape(start.size, start.size)
         a = a if kind == "jvp" else a.T
-        w = start.reshape(-1)
-        for _ in range(PRODUCTS):
-            out = a @ w
+        w, out = start.reshape(-1), a @ start.reshape(-1)
+        for _ in range(length - 1):
             w = w + out / np.sqrt(1 + np.sum(out**2))
+            out = a @ w
         outs.append(out.reshape(start.shape))
     return np.stack(outs)
 
@@ -104,24 +104,20 @@ def _product_case(name: str, method: str, quick: bool, seed: int) -> Program:
             return _relative((out if method == "forward" else out.value)[:2], alone)
 
         return Program(run, (weights, x), check, 1e-4, forward, parameters=parameters)
-    kind = method.removeprefix("fresh-")
-    if method == kind:
-        run, arguments = (
-            partial(_apply, kind),
-            (jax.jit(partial(_linearize, module))(weights, x), v),
-        )
-    else:
+    kind = method.removeprefix("fresh-").removesuffix("-loop")
+    length = PRODUCTS if method.endswith("-loop") else 1
+    if method.startswith("fresh-"):
         run, arguments = partial(_fresh, kind, module), (weights, x, v)
-    return Program(
-        run,
-        arguments,
+    else:
+        lins = jax.jit(partial(_linearize, module))(weights, x)
+        run, arguments = partial(_apply if length == 1 else _loop, kind), (lins, v)
+
+    def check(out):
         # The dense Jacobians of two samples are enough to tell a wrong product.
-        lambda out: _relative(out[:2], _dense_products(kind, module, weights, x[:2], v[:2])),
-        1e-3,
-        forward,
-        PRODUCTS,
-        parameters,
-    )
+        dense = _dense_products(kind, length, module, weights, x[:2], v[:2])
+        return _relative(out[:2], dense)
+
+    return Program(run, arguments, check, 1e-3, forward, length, parameters)
 
 
 def _trace_case(name: str, chunk_size: int | None, quick: bool, seed: int) -> Program:

@@ -16,8 +16,8 @@ from ._core.status import Status as Status
 from .auditing.plan import Calibration as Calibration
 from .auditing.result import AuditResult as AuditResult
 from .auditing.run import audit as audit
-from .calculus.linearize import Linearization as Linearization
-from .calculus.linearize import linearize as linearize
+from .calculus.linearization import Linearization as Linearization
+from .calculus.linearization import linearize as linearize
 from .data.images import ImageSet as ImageSet
 from .data.images import load_images as load_images
 from .densities.conditional import ConditionalMixture as ConditionalMixture

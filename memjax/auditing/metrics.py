@@ -12,6 +12,8 @@ from memjax.evaluate.intervals import proportion_interval
 from memjax.evaluate.roc import auroc, average_precision, tpr_at_fpr
 
 FALSE_POSITIVE_RATES = (0.01, 0.05)
+CONFIDENCE = 0.95
+"""Coverage aimed at by every interval."""
 
 
 class Truth(NamedTuple):
@@ -87,9 +89,12 @@ def score_metrics(
         labels = contrast.positive[rows]
         for k, entry in enumerate(planned):
             scores = value[rows, k]
-            area = auroc(scores, labels)
-            precision = average_precision(scores, labels)
-            rates = [tpr_at_fpr(scores, labels, fpr=fpr) for fpr in FALSE_POSITIVE_RATES]
+            area = auroc(scores, labels, confidence=CONFIDENCE)
+            precision = average_precision(scores, labels, confidence=CONFIDENCE)
+            rates = [
+                tpr_at_fpr(scores, labels, fpr=fpr, confidence=CONFIDENCE)
+                for fpr in FALSE_POSITIVE_RATES
+            ]
             records.append(
                 {
                     "detector": entry.label,
@@ -175,7 +180,9 @@ def stored_metrics(
         return None
     stored = copies.hits > 0
     drawn = len(copies.samples)
-    low, high = proportion_interval(copies.copying, drawn) if drawn else (0.0, 1.0)
+    low, high = (
+        proportion_interval(copies.copying, drawn, confidence=CONFIDENCE) if drawn else (0.0, 1.0)
+    )
     record: dict[str, Any] = {
         "rows": int(stored.sum()),
         "images": len({digest for digest, hit in zip(sha256, stored, strict=True) if hit}),

@@ -16,7 +16,7 @@ from memjax._core.backend import check_backend
 from memjax._core.errors import InputError, MemjaxError
 from memjax._core.keys import derive_key
 from memjax.auditing.findings import flag_rows, look_for_copies
-from memjax.auditing.metrics import Truth, flag_metrics, score_metrics, stored_metrics
+from memjax.auditing.metrics import CONFIDENCE, Truth, flag_metrics, score_metrics, stored_metrics
 from memjax.auditing.parts import Parts, fingerprint
 from memjax.auditing.plan import (
     Calibration,
@@ -156,6 +156,7 @@ def audit(
 
     flags = flag_rows(planned, everything, calibrations, calibration_rows, len(rows), fdr)
     metrics = {
+        "confidence": CONFIDENCE,
         "truth": None if truth is None else "multiplicity in the training set",
         "contrasts": [] if truth is None else score_metrics(planned, found.value, truth),
         "flags": flag_metrics(flags, fdr, truth, len(rows)),

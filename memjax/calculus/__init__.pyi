@@ -1,4 +1,4 @@
-from .linearize import Linearization as Linearization
-from .linearize import linearize as linearize
+from .linearization import Linearization as Linearization
+from .linearization import linearize as linearize
 
 __all__ = ["Linearization", "linearize"]

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
-from memjax.calculus.linearize import linearize
+from memjax.calculus.linearization import linearize
 from memjax.detect.protocol import (
     Detector,
     Evaluation,

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from memjax._core.cost import Cost
 from memjax._core.errors import InputError
 from memjax._core.status import finite_status
-from memjax.calculus.linearize import Linearization
+from memjax.calculus.linearization import Linearization
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from memjax._core.errors import InputError
-from memjax.calculus.linearize import Linearization, linearize
+from memjax.calculus.linearization import Linearization, linearize
 
 SHAPES = [(1,), (6,), (2, 3, 2)]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from memjax._core.errors import InputError
-from memjax.calculus.linearize import linearize
+from memjax.calculus.linearization import linearize
 from memjax.densities import Empirical
 
 SIGMA = 0.6

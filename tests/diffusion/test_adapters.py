@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from memjax._core.errors import InputError
-from memjax.calculus.linearize import linearize
+from memjax.calculus.linearization import linearize
 from memjax.diffusion.adapters import LinenNetwork, NNXNetwork, callable_pytree
 from memjax.diffusion.combine import at
 from memjax.diffusion.prediction import from_prediction

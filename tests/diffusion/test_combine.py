@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from memjax._core.errors import InputError
-from memjax.calculus.linearize import linearize
+from memjax.calculus.linearization import linearize
 from memjax.densities.conditional import ConditionalMixture
 from memjax.diffusion.combine import at, classifier_guided, difference, gap, guided
 from memjax.diffusion.model import Model

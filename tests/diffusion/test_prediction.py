@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from memjax._core.errors import InputError
-from memjax.calculus.linearize import linearize
+from memjax.calculus.linearization import linearize
 from memjax.diffusion.combine import at
 from memjax.diffusion.prediction import EDMPreconditioned, from_prediction
 from memjax.diffusion.schedule import (
