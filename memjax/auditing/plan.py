@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool
 
