@@ -65,8 +65,8 @@ def heun(
 ) -> Float[Array, "..."]:
     """Follow the probability flow dx/dsigma = -sigma s(x, sigma) by Heun's rule, one sample.
 
-        d  = -sigma_i s(x_i, sigma_i)                    x' = x_i + (sigma_{i+1} - sigma_i) d
-        d' = -sigma_{i+1} s(x', sigma_{i+1})             x_{i+1} = x_i + (sigma_{i+1} - sigma_i)(d + d')/2
+        d  = -sigma_i s(x_i, sigma_i)              x' = x_i + h d,    h = sigma_{i+1} - sigma_i
+        d' = -sigma_{i+1} s(x', sigma_{i+1})       x_{i+1} = x_i + h (d + d') / 2
 
     A last noise level of zero, where the score does not exist, is reached by Euler's step alone:
     the denoiser D at the last positive level.
@@ -152,6 +152,7 @@ def sample(
     num_steps: int = 18,
     rho: float = 7.0,
     chunk_size: int = 128,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Float[Array, "n *event"]:
     """Draw samples of a model by its probability flow, from sigma_max to zero.
 
@@ -169,6 +170,7 @@ def sample(
         num_steps: steps on the grid of ``noise_levels``.
         rho: the grid's exponent.
         chunk_size: samples computed together.
+        progress: called as ``progress(done, num_samples)`` after every chunk.
 
     Returns:
         n samples in the space of the score (see ``model.decode``), in JAX's default float dtype.
@@ -203,6 +205,9 @@ def sample(
         chunks.append(
             _sample_chunk(model, key, jnp.asarray(rows, jnp.int32), sigmas, chunk, method)
         )
+        if progress is not None:
+            chunks[-1].block_until_ready()
+            progress(min(start + chunk_size, num_samples), num_samples)
     return jnp.concatenate(chunks)[:num_samples]
 
 
@@ -216,7 +221,9 @@ def _sample_chunk(
     method: str,
 ) -> Float[Array, "n *event"]:
     def one(row, condition):
-        noise = jax.random.normal(derive_key(key, row), model.event_shape, sigmas.dtype)
-        return _METHODS[method](model, sigmas[0] * noise, sigmas, condition)
+        # Drawn in float32 always, so that double precision refines a sample, not replaces it.
+        noise = jax.random.normal(derive_key(key, row), model.event_shape, jnp.float32)
+        x = sigmas[0] * noise.astype(sigmas.dtype)
+        return _METHODS[method](model, x, sigmas, condition)
 
     return jax.vmap(one)(rows, conditions)

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from memjax._core.errors import InputError
+
 # c_noise = log(sigma)/4 moves by about 2.6 over a whole range of noise levels: the slowest
 # feature turns by half a period over it, the fastest by a period where sigma grows by a factor 2.
 _SLOWEST, _FASTEST, _FREQUENCIES = 1.0, 36.0, 16
@@ -34,6 +36,8 @@ class Embedding(nn.Module):
         self, t: Float[Array, ""], condition: Int[Array, ""] | None, like: Float[Array, "..."]
     ) -> Float[Array, "w"]:
         """The vector, in the dtype of ``like``."""
+        if condition is not None and not self.num_conditions:
+            raise InputError("condition: expected None, the network was built without conditions")
         frequencies = jnp.geomspace(_SLOWEST, _FASTEST, _FREQUENCIES, dtype=like.dtype)
         angles = jnp.asarray(t, like.dtype) * frequencies
         h = dense(self.width, like)(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]))

@@ -43,6 +43,9 @@ class ResidualMLP(nn.Module):
             x: one sample of any shape.
             t: c_noise = log(sigma)/4.
             condition: index, or ``None`` for no condition.
+
+        Raises:
+            InputError: a condition for a network without.
         """
         embedding = Embedding(self.embedding_width, self.num_conditions)(t, condition, x)
         h = dense(self.width, x, name="in")(x.reshape(-1))

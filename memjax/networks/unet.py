@@ -50,10 +50,10 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "h w c"],
+        x: Float[Array, "..."],
         t: Float[Array, ""],
         condition: Int[Array, ""] | None = None,
-    ) -> Float[Array, "h w c"]:
+    ) -> Float[Array, "..."]:
         """F(x, t, condition), like x; computed in the dtype of x whatever that of the weights.
 
         Args:
@@ -62,7 +62,8 @@ class UNet(nn.Module):
             condition: index, or ``None`` for no condition.
 
         Raises:
-            InputError: an image of another rank or size, or channels that groups do not divide.
+            InputError: an image of another rank or size, channels that groups do not divide, or a
+                condition for a network without.
         """
         self._check(x.shape)
         embedding = Embedding(self.embedding_width, self.num_conditions)(t, condition, x)

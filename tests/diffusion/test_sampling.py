@@ -150,6 +150,28 @@ def test_a_sample_depends_on_its_number_only(method):
     assert len(np.unique(all_of_them[:, 0])) == 11
 
 
+def test_double_precision_refines_a_sample():
+    single = sample(model_of(gaussian(np.float32)), 3, key=1, num_steps=5)
+    with jax.enable_x64(True):
+        double = sample(model_of(gaussian(np.float64)), 3, key=1, num_steps=5)
+        assert double.dtype == np.float64
+        np.testing.assert_allclose(single, double, atol=1e-5)
+
+
+def test_progress_is_told_after_every_chunk():
+    told = []
+    draw = sample(
+        model_of(gaussian(np.float32)),
+        5,
+        key=0,
+        num_steps=2,
+        chunk_size=2,
+        progress=lambda *args: told.append(args),
+    )
+    assert told == [(2, 5), (4, 5), (5, 5)]
+    assert draw.shape == (5, 3)
+
+
 def test_conditions_are_one_per_sample():
     """Samples of condition k come from component k alone; none means the null condition."""
     means = jnp.asarray([[-3.0, 0.0], [3.0, 1.0]], jnp.float32)
@@ -208,5 +230,5 @@ def test_bad_input(kwargs, message):
 
 
 def test_bad_noise_range():
-    with pytest.raises(InputError, match="sigma_min, sigma_max: .*got 2.0, 1.0"):
+    with pytest.raises(InputError, match=r"sigma_min, sigma_max: .*got 2\.0, 1\.0"):
         noise_levels(1.0, 2.0, 3)
