@@ -138,8 +138,11 @@ def measure(case: Case, *, quick: bool = False, seed: int = 0) -> dict[str, Any]
     if record["status"] == "failed":
         return record
     del out
-    limits = (3, SECONDS) if quick else (REPEATS, SECONDS)
-    seconds = _time(run, program.arguments, *limits)
+    forward, unit_arguments = program.forward or (None, ())
+    unit = None if forward is None else _compile(forward, unit_arguments, True)[0]
+    seconds, unit_seconds = _time(
+        (run, program.arguments), None if unit is None else (unit, unit_arguments), quick
+    )
     record |= {
         "compile_seconds": compile_seconds,
         "seconds": {
@@ -151,12 +154,9 @@ def measure(case: Case, *, quick: bool = False, seed: int = 0) -> dict[str, Any]
         "peak_memory_bytes": peak,
         "memory_above_arguments_bytes": peak - held,
     }
-    if program.forward is not None:
-        function, arguments = program.forward
-        forward, _ = _compile(function, arguments, True)
-        unit = min(_time(forward, arguments, *limits))
-        record["forward_seconds"] = unit
-        record["forwards"] = record["seconds"]["minimum"] / unit
+    if unit_seconds:
+        record["forward_seconds"] = min(unit_seconds)
+        record["forwards"] = record["seconds"]["minimum"] / min(unit_seconds)
     return record
 
 
@@ -170,17 +170,27 @@ def _compile(run: Callable, arguments: tuple, jit: bool) -> tuple[Callable, floa
     return compiled, time.perf_counter() - start
 
 
-def _time(run: Callable, arguments: tuple, repeats: int, seconds: float) -> list[float]:
+def _time(
+    program: tuple[Callable, tuple], unit: tuple[Callable, tuple] | None, quick: bool
+) -> tuple[list[float], list[float]]:
+    """Seconds of every repeat, of the program and of the unit of cost, taken in turn."""
     import jax
 
-    jax.block_until_ready(run(*arguments))
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or (len(times) < repeats and time.perf_counter() < end):
+    def once(call: tuple[Callable, tuple]) -> float:
         start = time.perf_counter()
-        jax.block_until_ready(run(*arguments))
-        times.append(time.perf_counter() - start)
-    return times
+        jax.block_until_ready(call[0](*call[1]))
+        return time.perf_counter() - start
+
+    calls = [program] if unit is None else [program, unit]
+    for call in calls:
+        once(call)
+    times: list[list[float]] = [[] for _ in calls]
+    repeats = 3 if quick else REPEATS
+    end = time.perf_counter() + SECONDS
+    while len(times[0]) < 3 or (len(times[0]) < repeats and time.perf_counter() < end):
+        for call, seconds in zip(calls, times, strict=True):
+            seconds.append(once(call))
+    return times[0], (times[1] if unit is not None else [])
 
 
 def _peak_bytes() -> int:
@@ -338,8 +348,8 @@ def bars(records: list[dict[str, Any]]):
             text = f" {record['forwards']:.2g} forwards"
             left.text(1e3 * record["seconds"]["minimum"], i, text, va="center", fontsize=7)
     left.set_xscale("log")
-    left.set_xlabel("milliseconds, minimum of repeats")
-    left.margins(x=0.25)
+    left.set_xlim(right=6 * left.get_xlim()[1])  # room for the labels
+    left.set_xlabel("milliseconds per product, minimum of repeats")
     memory = [record["memory_above_arguments_bytes"] / 2**20 for record in good]
     right.barh(labels, memory, color="#ccbb44")
     right.set_xlabel("MiB above the arguments, peak")
