@@ -289,14 +289,14 @@ def _variables(
         wanted = jax.eval_shape(module.init, jax.random.key(0), x, t)["params"]
     except InputError as error:
         raise CheckpointError(f"{path / CONFIG_FILE}: {one_line(str(error))}") from None
-    expected = flatten_dict(wanted, sep="/")
-    for name in sorted(expected.keys() | arrays.keys()):
+    planned: dict[str, Any] = flatten_dict(wanted, sep="/")
+    for name in sorted(planned.keys() | arrays.keys()):
         if name not in arrays:
             raise CheckpointError(f"{file}: expected an array {name!r}, found none")
-        if name not in expected:
+        if name not in planned:
             found = one_line(repr(name), limit=200)
             raise CheckpointError(f"{file}: expected no array {found}, found one")
-        want, have = (f"{a.dtype}{list(a.shape)}" for a in (expected[name], arrays[name]))
+        want, have = (f"{a.dtype}{list(a.shape)}" for a in (planned[name], arrays[name]))
         if want != have:
             _fail(file, name, want, have)
     count = sum(array.size for array in arrays.values())

@@ -18,6 +18,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
@@ -128,7 +129,7 @@ def _evaluate(x, kernel, *, stride, padding, x_dilation, kernel_dilation):
 def _abstract(x, kernel, **params):
     shaped = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, kernel)]
     out = jax.eval_shape(lambda *args: _evaluate(*args, **params), *shaped)
-    return jax.core.ShapedArray(out.shape, out.dtype)
+    return ShapedArray(out.shape, out.dtype)
 
 
 def _extent(count: int, step: int) -> int:

@@ -120,8 +120,9 @@ def train(
         around its mean, and ``num_conditions`` as null condition if there are conditions.
 
     Raises:
-        InputError: images not finite or not float32, conditions that do not fit, or a state in
-            ``checkpoint_dir`` of a different training: the message names the difference.
+        InputError: images not finite or not float32, an unknown network, conditions that do not
+            fit, or a state in ``checkpoint_dir`` of a different training: the message names the
+            difference.
         CheckpointError: the state in ``checkpoint_dir`` is damaged.
 
     Cost: about 3 forward evaluations of a batch per step. Memory: the images, four copies of the
@@ -132,9 +133,11 @@ def train(
         Kingma, Ba (2015), arXiv:1412.6980, Section 2 and 7.2 (Adam, averages).
     """
     _check_images(images)
-    if isinstance(network, str):
+    if network in ("mlp", "unet"):
         count = 0 if conditions is None else int(np.max(conditions)) + 1
-        network = {"mlp": ResidualMLP, "unet": UNet}[network](num_conditions=count)
+        network = (ResidualMLP if network == "mlp" else UNet)(num_conditions=count)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"network: expected 'mlp', 'unet' or a Linen module, got {network!r}")
     num_conditions = int(getattr(network, "num_conditions", 0))
     _check_conditions(conditions, len(images), num_conditions)
     for name, value in (("steps", steps), ("checkpoint_every", checkpoint_every)):

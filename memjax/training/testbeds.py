@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,17 +192,20 @@ def _trained(
     except CheckpointError:
         pass  # not there yet, or damaged
 
-    def fit():
-        return train(
-            images,
-            network=network,
-            conditions=conditions,
-            steps=steps,
-            seed=seed,
-            checkpoint_dir=folder,
-            progress=None if progress is None else lambda i, n, _: progress("training", i, n),
-        )
+    def report(step: int, total: int, loss: float) -> None:
+        if progress is not None:
+            progress("training", step, total)
 
+    fit = partial(
+        train,
+        images,
+        network=network,
+        conditions=conditions,
+        steps=steps,
+        seed=seed,
+        progress=report,
+        checkpoint_dir=folder,
+    )
     try:
         model = fit()
     except CheckpointError:
@@ -237,7 +241,7 @@ def _samples(
         num_samples,
         key=derive_key(seed, "testbed samples"),
         conditions=None if conditions is None else jnp.asarray(conditions),
-        progress=None if progress is None else lambda i, n: progress("drawing samples", i, n),
+        progress=None if progress is None else partial(progress, "drawing samples"),
     )
     samples = np.asarray(drawn, np.float32)
     record = {"weights": weights, "sha256": fingerprint(samples)}
