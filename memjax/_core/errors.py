@@ -9,7 +9,7 @@ class MemjaxError(Exception):
 
 
 class InputError(MemjaxError, ValueError):
-    """An argument or file is unusable: the message names it, what was expected and what was found."""
+    """An argument or file is unusable: the message names it, what was expected and found."""
 
 
 class CheckpointError(InputError):

@@ -1,6 +1,5 @@
 """Committed pieces of an unfinished audit: what is computed once is never lost."""
 
-import hashlib
 import io
 import json
 import zipfile
@@ -8,32 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from memjax._core.errors import InputError
 from memjax._core.files import write_atomically
 
 PARTS_FOLDER = "parts"
 PLAN_FILE = "plan.json"
-
-
-def fingerprint(tree: PyTree) -> str:
-    """SHA-256 over the arrays of a pytree: dtype, shape and bytes of every leaf, in order.
-
-    Args:
-        tree: a model, or any pytree of arrays and numbers.
-
-    Returns:
-        A hex digest; equal weights give equal digests on every machine.
-    """
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        array = np.asarray(leaf)
-        digest.update(f"{array.dtype.str}{array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 class Parts:

@@ -14,10 +14,11 @@ from jaxtyping import Float, PyTree
 from memjax import __version__
 from memjax._core.backend import check_backend
 from memjax._core.errors import InputError, MemjaxError
+from memjax._core.hashing import fingerprint
 from memjax._core.keys import derive_key
 from memjax.auditing.findings import flag_rows, look_for_copies
 from memjax.auditing.metrics import CONFIDENCE, Truth, flag_metrics, score_metrics, stored_metrics
-from memjax.auditing.parts import Parts, fingerprint
+from memjax.auditing.parts import Parts
 from memjax.auditing.plan import (
     Calibration,
     PlannedDetector,

@@ -45,11 +45,11 @@ class Linearization(NamedTuple):
         return (self.jvp(v) + self.vjp(v)) / 2
 
     def trace(self, *, chunk_size: int | None = 256) -> Float[Array, ""]:
-        """tr J, exactly: the divergence of the field. d jvps, ``chunk_size`` at a time."""
+        """Tr J, exactly: the divergence of the field. d jvps, ``chunk_size`` at a time."""
         return trace_exact(self.tangent_map, self.point, chunk_size=chunk_size)
 
     def diagonal(self, *, chunk_size: int | None = 256) -> Float[Array, "..."]:
-        """diag J, exactly, in the shape of x. d jvps, ``chunk_size`` at a time."""
+        """Diag J, exactly, in the shape of x. d jvps, ``chunk_size`` at a time."""
         return diagonal_exact(self.tangent_map, self.point, chunk_size=chunk_size)
 
     def jacobian(self, *, chunk_size: int | None = 256) -> Float[Array, "d d"]:

@@ -1,7 +1,6 @@
 """Train a denoiser on images, from a seed to the last bit."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from memjax._core.errors import CheckpointError, InputError
 from memjax._core.files import write_atomically
+from memjax._core.hashing import fingerprint
 from memjax._core.keys import derive_key
 from memjax._core.text import one_line
 from memjax.checkpoints.files import describe_network
@@ -358,12 +358,3 @@ def _check_conditions(conditions: np.ndarray | None, rows: int, count: int) -> N
             f"conditions: expected 0..{count - 1} (network.num_conditions = {count}), "
             f"found {low}..{high}"
         )
-
-
-def fingerprint(*arrays: np.ndarray) -> str:
-    """SHA-256 over dtype, shape and bytes of arrays, in order."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype.str}{array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

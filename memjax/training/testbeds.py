@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from memjax._core.errors import CheckpointError, require
 from memjax._core.files import write_atomically
+from memjax._core.hashing import fingerprint
 from memjax._core.keys import derive_key
 from memjax.checkpoints.files import describe_network, load, save
 from memjax.data.testbeds import GradedBed, PromptBed, graded, prompts
@@ -24,7 +25,7 @@ from memjax.diffusion.model import Model
 from memjax.diffusion.sampling import sample
 from memjax.evaluate.distances import find_copies
 from memjax.networks.mlp import ResidualMLP
-from memjax.training.loop import STATE_FILE, fingerprint, train
+from memjax.training.loop import STATE_FILE, train
 
 # To be raised when a change to training, networks or sampling makes cached models out of date.
 _VERSION = 1
