@@ -6,19 +6,38 @@ from pathlib import Path
 import memjax
 
 FOLDERS = (
-    "densities linalg calculus diffusion networks checkpoints training data evaluate detect "
-    "auditing report"
-).split()
+    "densities",
+    "linalg",
+    "calculus",
+    "diffusion",
+    "networks",
+    "checkpoints",
+    "training",
+    "data",
+    "evaluate",
+    "detect",
+    "auditing",
+    "report",
+)
 
 
 def first_sentence(value: object) -> str:
+    """The summary of a docstring, fit for a table."""
     text = " ".join((value.__doc__ or "").strip().split("\n\n")[0].split())
     return text.replace("|", "\\|")
 
 
 def section(name: str) -> list[str]:
+    """Lines of one folder's section."""
     package = importlib.import_module(f"memjax.{name}")
-    lines = [f"## `memjax.{name}`", "", (package.__doc__ or "").strip(), "", "| name | |", "|---|---|"]
+    lines = [
+        f"## `memjax.{name}`",
+        "",
+        (package.__doc__ or "").strip(),
+        "",
+        "| name | |",
+        "|---|---|",
+    ]
     for public in package.__all__:
         marker = " *" if public in memjax.__all__ else ""
         lines.append(f"| `{public}`{marker} | {first_sentence(getattr(package, public))} |")
@@ -34,8 +53,8 @@ def main() -> None:
         "# Public names",
         "",
         "Written by `python docs/make_api.py`. Names with a star are also at the top level:",
-        "`import memjax as mj; mj.linearize(...)`. Formulas, units, errors, costs and sources are in",
-        "the docstrings.",
+        "`import memjax as mj; mj.linearize(...)`. Formulas, units, errors, costs and sources",
+        "are in the docstrings.",
         "",
         *core,
         "",

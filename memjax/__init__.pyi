@@ -18,6 +18,8 @@ from .auditing.result import AuditResult as AuditResult
 from .auditing.run import audit as audit
 from .calculus.linearization import Linearization as Linearization
 from .calculus.linearization import linearize as linearize
+from .checkpoints.files import load as load
+from .checkpoints.files import save as save
 from .data.images import ImageSet as ImageSet
 from .data.images import load_images as load_images
 from .densities.conditional import ConditionalMixture as ConditionalMixture
@@ -38,6 +40,7 @@ from .diffusion.sampling import sample as sample
 from .linalg.exact import diagonal_exact as diagonal_exact
 from .linalg.exact import trace_exact as trace_exact
 from .report.build import build_report as build_report
+from .training.loop import train as train
 
 __version__: str
 
@@ -76,10 +79,13 @@ __all__ = [
     "guided",
     "linalg",
     "linearize",
+    "load",
     "load_images",
     "networks",
     "report",
     "sample",
+    "save",
     "trace_exact",
+    "train",
     "training",
 ]

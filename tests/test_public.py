@@ -44,9 +44,7 @@ def test_no_module_hides_a_name(stub):
     modules = {path.stem for path in stub.parent.glob("*.py")} | {
         path.name for path in stub.parent.iterdir() if path.is_dir()
     }
-    hidden = {
-        name for name, module in imported_names(stub).items() if name in modules and module
-    }
+    hidden = {name for name, module in imported_names(stub).items() if name in modules and module}
     assert not hidden
 
 

@@ -1,4 +1,4 @@
-"""A small exact world to audit: a model that stored some images exactly and knows the rest loosely."""
+"""A small exact world to audit: a model that stored six images and knows the rest loosely."""
 
 import functools
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import memjax.auditing.run as audit_module
 import memjax.auditing.rows as rows_module
+import memjax.auditing.run as audit_module
 from memjax._core.errors import InputError, MemjaxError
 from memjax.auditing import Calibration, audit
 from memjax.auditing.metrics import Truth
