@@ -173,7 +173,8 @@ def sample(
         progress: called as ``progress(done, num_samples)`` after every chunk.
 
     Returns:
-        n samples in the space of the score (see ``model.decode``), in JAX's default float dtype.
+        n samples in the space of the score (see ``model.decode``), in the widest floating-point
+        dtype of the model's weights (JAX's default for a model without).
 
     Raises:
         InputError: an argument out of range, an unknown method, or conditions without one row
@@ -195,7 +196,7 @@ def sample(
                 f"{jnp.shape(leaf)}"
             )
     sigmas = noise_levels(model.sigma_max, model.sigma_min, num_steps, rho=rho)
-    sigmas = jnp.asarray(sigmas, jnp.result_type(float))
+    sigmas = jnp.asarray(sigmas, _dtype(model))
     key = derive_key(key, "sample")
     chunks = []
     for start in range(0, num_samples, chunk_size):
@@ -209,6 +210,13 @@ def sample(
             chunks[-1].block_until_ready()
             progress(min(start + chunk_size, num_samples), num_samples)
     return jnp.concatenate(chunks)[:num_samples]
+
+
+def _dtype(model: Model) -> np.dtype:
+    """The widest floating-point dtype among the weights."""
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(model)}
+    floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    return max(floating, key=lambda dtype: dtype.itemsize, default=jnp.result_type(float))
 
 
 @partial(jax.jit, static_argnames="method")

@@ -112,8 +112,8 @@ class _Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "p q k"]:
         init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
-        kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         out = conv(x, kernel.astype(x.dtype), stride=self.stride)
         return out + bias.astype(x.dtype).reshape(1, 1, -1)
 
@@ -159,8 +159,8 @@ class _GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         grouped = x.reshape(-1, self.groups, x.shape[-1] // self.groups)
         centered = grouped - grouped.mean((0, 2), keepdims=True)
         variance = (centered**2).mean((0, 2), keepdims=True)
