@@ -1,6 +1,6 @@
 """What a product with the Jacobian costs, in forwards of the network.
 
-A linearisation is made once and applied many times; the alternative is a fresh ``jax.jvp`` or
+A linearization is made once and applied many times; the alternative is a fresh ``jax.jvp`` or
 ``jax.vjp`` for every product. The loops take twenty products one after the other inside one
 program, as an eigen-solver does; times are per product.
 """

@@ -86,7 +86,7 @@ def check_backend(*, seed: int = 0) -> BackendReport:
 
     A residual MLP (64 inputs, width 256) and a small convolution are evaluated batched, their
     Jacobians vmapped in forward and reverse mode, looped (``lax.map``, ``scan``) and taken in
-    chunks from one linearisation, and their transposes applied, at batch sizes on both sides of
+    chunks from one linearization, and their transposes applied, at batch sizes on both sides of
     those where a compiler changes its mind (64 rows, 4,096 tangent rows, 32,768 reduced rows).
     All checks ask for matmul precision "highest", as memjax's networks do. What the *default*
     precision delivers (TF32 and bfloat16 keep 10 and 7 mantissa bits of 23) is measured apart
@@ -193,7 +193,7 @@ def _jacobian_looped(weights, x):
 
 @jax.jit
 def _jacobian_chunked(weights, x):
-    """Columns in chunks from one linearisation, looped inside and vmapped outside."""
+    """Columns in chunks from one linearization, looped inside and vmapped outside."""
     basis = jnp.eye(_D, dtype=x.dtype).reshape(-1, _CHUNK, _D)
 
     def one(row):

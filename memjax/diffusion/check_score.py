@@ -6,7 +6,7 @@ score s is the conditional mean of -n/sigma given x, so for every function f
     E <f(x), -n/sigma> = E <f(x), s(x)>                                                        (1)
 
 and E |f - s|^2 = E |f|^2 + 2 E <f, n/sigma> + const (Vincent 2011, equations 9 to 11): among all
-functions the score alone minimises the denoising loss. Neither side needs the score to be known.
+functions the score alone minimizes the denoising loss. Neither side needs the score to be known.
 A function that is a wrong convention of a good score (its negative, the predicted noise, the
 denoiser, a missing power of sigma ...) is told apart because undoing exactly that convention, at
 every noise level, brings the loss down to what the best combination a f(x) + b x attains, and
@@ -27,6 +27,7 @@ from memjax._core.chunked import chunked_map
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
 from memjax.calculus.linearization import linearize
+from memjax.diffusion._conventions import Arguments, Law, known_arguments, known_laws
 from memjax.diffusion.adapters import callable_pytree
 from memjax.diffusion.combine import Score, at
 
@@ -83,7 +84,7 @@ CODES = {
     "coordinates": "expects alpha x (variance-preserving or flow coordinates) instead of x",
     "sigma_units": "expects sigma in another unit",
     "asymmetric": "the Jacobian is far from symmetric, so this is no gradient",
-    "not_the_score": "denoises these samples badly, for a reason not recognised",
+    "not_the_score": "denoises these samples badly, for a reason not recognized",
 }
 """Every finding's code, and what it means."""
 
@@ -199,7 +200,7 @@ def check_score(
 
     References:
         Vincent (2011), doi:10.1162/NECO_a_00142, equations 9 to 11. Hyvarinen (2005), JMLR 6,
-        equation 4 (the Stein form). Wen et al. and the asymmetry of learned scores: measured.
+        equation 4 (the Stein form).
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -340,9 +341,9 @@ def _explain_call(score, x, sigma, condition, error: Exception) -> Finding:
         "raises": "accept a Python float for sigma: sigma = jnp.asarray(sigma, x.dtype)",
         "shape": "take one sample, not a batch: wrap it with x[None], sigma[None] and out[0]",
     }
-    for code, arguments in attempts.items():
+    for code, call in attempts.items():
         try:
-            score(*arguments)
+            score(*call)
         except Exception:
             continue
         return Finding(code, f"{advice[code]} (raised {_one_line(error)})", {})
@@ -395,7 +396,7 @@ def _trace(score: Score, subject: _Subject) -> list[Finding]:
         return [_explain_trace(error)]
     if (difference := _difference(batch[i], others[i])) > _SAME:
         message = (
-            "a row's score changes with the rest of the batch: batch normalisation must use stored "
+            "a row's score changes with the rest of the batch: batch normalization must use stored "
             "statistics, and nothing may be reduced over the batch"
         )
         return [Finding("batch_coupled", message, {"relative difference": difference})]
@@ -619,140 +620,33 @@ class _Moments(NamedTuple):
 
 
 @eqx.filter_jit
-def _moments(score, x0, noise, sigma, conditions, factor, level):
-    """Moments of f = score(factor x, level) and x, for one pair a row."""
+def _moments(score, x, conditions, key, sigma, factor, level, *, num):
+    """Moments of f = score(factor x, level) and x: [levels * num, 5], one pair a row."""
 
     def one(row):
-        x0, n, sigma, condition, factor, level = row
+        i, sigma, factor, level = row
+        # The noise of a pair is drawn where it is used: nothing as large as all pairs is held.
+        n = jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], x.dtype)
+        sample = i % num % len(x)
+        condition = jax.tree.map(lambda leaf: leaf[sample], conditions)
 
         def side(n):
-            x = x0 + sigma * n
-            f = score(factor * x, level, condition)
-            products = ((f, f), (f, x), (x, x), (f, -n), (x, -n))
+            noised = x[sample] + sigma * n
+            f = score(factor * noised, level, condition)
+            products = ((f, f), (f, noised), (noised, noised), (f, -n), (noised, -n))
             return jnp.stack([jnp.sum(a * b) for a, b in products])
 
         return (side(n) + side(-n)) / 2
 
-    rows = (x0, noise, sigma, conditions, factor, level)
+    rows = (jnp.arange(len(sigma) * num), *(jnp.repeat(a, num) for a in (sigma, factor, level)))
     return chunked_map(one, rows, chunk_size=_CHUNK)
-
-
-class _Law(NamedTuple):
-    """A convention that turns an output f into a score: s = c f + b x, per level."""
-
-    code: str
-    message: str
-    c: np.ndarray
-    b: np.ndarray | float = 0.0
-
-
-class _Input(NamedTuple):
-    """A convention of the arguments: f = score(factor x, level)."""
-
-    code: str
-    message: str
-    factor: np.ndarray
-    level: np.ndarray
-
-
-_CONVERT = "or let memjax.from_prediction convert the network"
-
-
-def _laws(sigma: np.ndarray) -> list[_Law]:
-    one = np.ones_like(sigma)
-    vp = 1 / np.sqrt(1 + sigma**2)  # alpha of a variance-preserving process
-    flow = 1 / (1 + sigma)  # and of x_t = (1 - t) x0 + t n
-    t = sigma * flow
-    power = "sigma_power"
-    return [
-        _Law("", "", one),
-        _Law("sign", "the sign is flipped: return the negative", -one),
-        _Law(
-            "noise",
-            f"this is the predicted noise: the score is -output/sigma, {_CONVERT}",
-            -1 / sigma,
-        ),
-        _Law(
-            "denoiser",
-            f"this is the denoised sample: the score is (output - x)/sigma^2, {_CONVERT}",
-            1 / sigma**2,
-            -1 / sigma**2,
-        ),
-        _Law(power, "this is sigma times the score: divide by sigma", 1 / sigma),
-        _Law(power, "this is sigma^2 times the score: divide by sigma^2", 1 / sigma**2),
-        _Law(power, "this is -sigma^2 times the score: divide by -sigma^2", -1 / sigma**2),
-        _Law(power, "this is the score over sigma: multiply by sigma", sigma),
-        _Law(power, "this is the score over -sigma: multiply by -sigma", -sigma),
-        _Law(power, "this is the score over sigma^2: multiply by sigma^2", sigma**2),
-        _Law(power, "this is the score over -sigma^2: multiply by -sigma^2", -(sigma**2)),
-        _Law(
-            "velocity",
-            f"this is a v-prediction, alpha n - sigma_t x0: {_CONVERT[3:]}",
-            -vp / sigma,
-            -(vp**2),
-        ),
-        _Law(
-            "velocity",
-            f"this is a flow velocity, n - x0: {_CONVERT[3:]}",
-            -t / sigma**2,
-            -t / sigma**2,
-        ),
-        *(
-            _Law("alpha", f"this is the score {how}, alpha = {name}: {mend}", factor)
-            for name, alpha in (("1/sqrt(1 + sigma^2)", vp), ("1/(1 + sigma)", flow))
-            for how, mend, factor in (
-                ("with respect to x_t = alpha x", "multiply by alpha", alpha),
-                ("times alpha", "divide by alpha", 1 / alpha),
-            )
-        ),
-    ]
-
-
-def _inputs(sigma: np.ndarray) -> list[_Input]:
-    one = np.ones_like(sigma)
-    coordinates = [
-        _Input(
-            "coordinates",
-            f"this expects x_t = alpha x, alpha = {name}, and gives a score with respect to x_t: "
-            f"return alpha * score(alpha * x, ...), {_CONVERT}",
-            alpha,
-            level,
-        )
-        for name, alpha in (
-            ("1/sqrt(1 + sigma^2)", 1 / np.sqrt(1 + sigma**2)),
-            ("1/(1 + sigma)", 1 / (1 + sigma)),
-        )
-        for level in (sigma, alpha * sigma)
-    ]
-    units = {
-        "sigma^2": sigma**2,
-        "sqrt(sigma)": np.sqrt(sigma),
-        "log(sigma)": np.log(sigma),
-        "log(sigma)/4": np.log(sigma) / 4,
-        "log(sigma^2)": 2 * np.log(sigma),
-        "1/sigma": 1 / sigma,
-        "1/sigma^2": 1 / sigma**2,
-        "sigma/sqrt(1 + sigma^2)": sigma / np.sqrt(1 + sigma**2),
-        "sigma/(1 + sigma)": sigma / (1 + sigma),
-        "127.5 sigma (pixels 0 to 255)": 127.5 * sigma,
-        "255 sigma (pixels 0 to 255)": 255 * sigma,
-        "sigma/2 (pixels 0 to 1)": sigma / 2,
-    }
-    return [
-        _Input("", "", one, sigma),
-        *coordinates,
-        *(
-            _Input("sigma_units", f"where sigma is passed this expects {name}", one, level)
-            for name, level in units.items()
-        ),
-    ]
 
 
 class _Fit(NamedTuple):
     """How well a convention explains the noise."""
 
-    input: _Input
-    law: _Law
+    arguments: Arguments
+    law: Law
     shortfall: np.ndarray
     """Per level: loss above the attainable one, over the attainable gain."""
     loss: np.ndarray
@@ -760,23 +654,18 @@ class _Fit(NamedTuple):
     penalty: float
 
 
-def _measure(subject: _Subject, convention: _Input) -> tuple[_Moments, np.ndarray]:
-    """Moments per level and pair, and the sample each pair belongs to."""
-    dtype, event = subject.x.dtype, subject.x.shape[1:]
-    num = int(np.clip(8192 // int(np.prod(event)), 128, 1024))
-    rows = np.arange(num) % len(subject.x)
-    shape = (_NUM_LEVELS * num, *event)
-    noise = jax.random.normal(derive_key(subject.key, "identity"), shape, dtype)
-    tiled = np.tile(rows, _NUM_LEVELS)
-    sigma, factor, level = (
-        jnp.repeat(jnp.asarray(a, dtype), num)
+def _measure(subject: _Subject, convention: Arguments) -> _Moments:
+    """Moments [levels, pairs]; pair j belongs to sample j modulo n. NaN where any is not finite."""
+    num = int(np.clip(8192 // int(np.prod(subject.x.shape[1:])), 128, 1024))
+    per_level = (
+        jnp.asarray(a, subject.x.dtype)
         for a in (subject.levels, convention.factor, convention.level)
     )
-    out = _moments(
-        subject.score, subject.x[tiled], noise, sigma, subject.condition(tiled), factor, level
-    )
-    out = np.asarray(out, np.float64).reshape(_NUM_LEVELS, num, -1)
-    return _Moments(*np.moveaxis(out, -1, 0)), rows
+    key = derive_key(subject.key, "identity")
+    out = _moments(subject.score, subject.x, subject.conditions, key, *per_level, num=num)
+    out = np.array(out, np.float64).reshape(_NUM_LEVELS, num, -1)
+    out[~np.isfinite(out).all(axis=-1)] = np.nan
+    return _Moments(*np.moveaxis(out, -1, 0))
 
 
 def _loss(m: _Moments, sigma: np.ndarray, d: int, c: Any, b: Any) -> np.ndarray:
@@ -799,27 +688,27 @@ def _best(m: _Moments, sigma: np.ndarray, d: int) -> np.ndarray:
     return np.array(best)
 
 
-def _fits(subject: _Subject, convention: _Input) -> tuple[list[_Fit], _Moments, np.ndarray]:
+def _fits(subject: _Subject, convention: Arguments) -> tuple[list[_Fit], _Moments, np.ndarray]:
     """Every law under one convention of the arguments."""
     sigma, d = subject.levels, int(np.prod(subject.x.shape[1:]))
-    m, _ = _measure(subject, convention)
-    if not all(np.isfinite(part).any(axis=1).all() for part in m):
+    m = _measure(subject, convention)
+    if np.isnan(m.ff).all(axis=1).any():
         return [], m, np.full(len(sigma), np.nan)
     best = _best(m, sigma, d)
     weight = 1 / np.maximum(-best, _LEAST_GAIN)
-    laws = _laws(sigma)
+    candidates = known_laws(sigma)
     if convention.code == "coordinates":
-        laws = [law._replace(c=convention.factor) if not law.code else law for law in laws]
+        candidates[0] = candidates[0]._replace(c=convention.factor)
     elif convention.code == "sigma_units":
         # With b x in the law, any f that is small at the wrong sigma would look right.
-        laws = [law for law in laws if law.code in ("", "noise")]
+        candidates = [law for law in candidates if law.code in ("", "noise")]
     else:
         ff, fn = np.nanmean(m.ff, axis=1), np.nanmean(m.fn, axis=1)
         total = np.sum(weight * sigma**2 * ff)
         constant = np.sum(weight * sigma * fn) / total if total > 0 else 1.0
-        laws.append(_Law("constant", _constant_message(constant, d), constant + 0 * sigma))
+        candidates.append(Law("constant", _constant_message(constant, d), constant + 0 * sigma))
     fits = []
-    for law in laws:
+    for law in candidates:
         loss = weight[:, None] * _loss(m, sigma, d, law.c, law.b)
         shortfall = np.nanmean(loss, axis=1) - weight * best
         penalty = 0.1 * (bool(convention.code) + (law.code == "constant"))
@@ -837,9 +726,9 @@ def _constant_message(constant: float, d: int) -> str:
 def _identity(
     subject: _Subject, measured: ScoreMeasurements
 ) -> tuple[list[Finding], ScoreMeasurements]:
-    """Recognise the convention that the function is in, if it is not ours."""
+    """Recognize the convention that the function is in, if it is not ours."""
     sigma, d = subject.levels, int(np.prod(subject.x.shape[1:]))
-    as_is, *others = _inputs(sigma)
+    as_is, *others = known_arguments(sigma)
     fits, m, best = _fits(subject, as_is)
     if not fits:
         return [], measured
@@ -861,7 +750,7 @@ def _identity(
         "after mending": float(fit.shortfall.mean()),
     }
     if fit.shortfall.sum() <= given.shortfall.sum() / 4 and _better(subject, fit, given):
-        conventions = [part for part in (fit.input, fit.law) if part.code]
+        conventions = [part for part in (fit.arguments, fit.law) if part.code]
         return [Finding(part.code, part.message, evidence) for part in conventions], measured
     if given.shortfall.mean() > 5 * _WRONG and np.sum(given.shortfall > _WRONG) > _NUM_LEVELS / 2:
         message = (

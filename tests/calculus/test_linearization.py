@@ -1,4 +1,4 @@
-"""One linearisation of a field gives every first-order product, and evaluates it once."""
+"""One linearization of a field gives every first-order product, and evaluates it once."""
 
 import inspect
 
@@ -92,7 +92,7 @@ def test_precision_is_the_callers(x64, dtype):
     assert {out.dtype for out in outputs} == {jnp.dtype(dtype)}
 
 
-def test_a_linearisation_crosses_jit_boundaries(x64):
+def test_a_linearization_crosses_jit_boundaries(x64):
     """One jitted function returns it, another takes it: traced once for all points."""
     params = weights((6,))
     traced = {"linearize": 0, "apply": 0}
@@ -118,7 +118,7 @@ def test_a_linearisation_crosses_jit_boundaries(x64):
     assert traced == {"linearize": 1, "apply": 1}
 
 
-def test_vmap_gives_a_batch_of_linearisations(x64):
+def test_vmap_gives_a_batch_of_linearizations(x64):
     params = weights((2, 3))
     xs, vs = jax.random.normal(jax.random.key(1), (2, 5, 2, 3))
     lins = jax.jit(jax.vmap(lambda x: linearize(lambda x: field(params, x), x)))(xs)
