@@ -11,7 +11,7 @@ from .intervals import proportion_interval as proportion_interval
 from .roc import RateEstimate as RateEstimate
 from .roc import RocCurve as RocCurve
 from .roc import ScoreEstimate as ScoreEstimate
-from .roc import auroc as roc_auc
+from .roc import auroc as auroc
 from .roc import average_precision as average_precision
 from .roc import roc_curve as roc_curve
 from .roc import tpr_at_fpr as tpr_at_fpr
@@ -23,6 +23,7 @@ __all__ = [
     "RateEstimate",
     "RocCurve",
     "ScoreEstimate",
+    "auroc",
     "average_precision",
     "benjamini_hochberg",
     "conformal_p_values",
@@ -31,7 +32,6 @@ __all__ = [
     "group_duplicates",
     "nearest_neighbors",
     "proportion_interval",
-    "roc_auc",
     "roc_curve",
     "tpr_at_fpr",
 ]

@@ -70,12 +70,12 @@ def test_closed_forms_of_a_gaussian(x64, shape, sigma):
 
 def test_denoising_loss_estimates_its_expectation_with_an_honest_error(x64):
     """E|n + sigma s(x + sigma n)|^2 = |sigma s(x)|^2 + sum (1 - sigma^2/v)^2 for a Gaussian."""
-    sigma, draws = 0.4, 64
+    sigma, draws = 0.4, 24
     x = jnp.linspace(-1.0, 1.0, D)
     variance = STDS**2 + sigma**2
     s = -np.asarray(x) / variance
     expected = (sigma**2 * s @ s + np.sum((1 - sigma**2 / variance) ** 2)) / D
-    keys = jax.random.split(jax.random.key(3), 200)
+    keys = jax.random.split(jax.random.key(3), 300)
     detector = (DenoisingLoss(sigma, draws),)
     found = jax.jit(
         jax.vmap(lambda key: evaluate_detectors(gaussian_score, x, detector, key=key)[0])
