@@ -70,7 +70,7 @@ def test_closed_forms_of_a_gaussian(x64, shape, sigma):
 
 def test_denoising_loss_estimates_its_expectation_with_an_honest_error(x64):
     """E|n + sigma s(x + sigma n)|^2 = |sigma s(x)|^2 + sum (1 - sigma^2/v)^2 for a Gaussian."""
-    sigma, draws = 0.4, 24
+    sigma, draws = 0.4, 16
     x = jnp.linspace(-1.0, 1.0, D)
     variance = STDS**2 + sigma**2
     s = -np.asarray(x) / variance
@@ -80,9 +80,11 @@ def test_denoising_loss_estimates_its_expectation_with_an_honest_error(x64):
     found = jax.jit(
         jax.vmap(lambda key: evaluate_detectors(gaussian_score, x, detector, key=key)[0])
     )(keys)
-    z = (np.asarray(found.value) + expected) / np.asarray(found.standard_error)
-    assert abs(np.mean(z)) < 4 / np.sqrt(len(z))
-    assert 0.85 < np.std(z) < 1.15
+    values, errors = np.asarray(found.value), np.asarray(found.standard_error)
+    spread = np.std(values, ddof=1)
+    assert abs(np.mean(values) + expected) < 4 * spread / np.sqrt(len(values))
+    # The relative error of a variance estimated from 300 values is about 8 %.
+    assert abs(np.mean(errors**2) / spread**2 - 1) < 0.25
     np.testing.assert_allclose(found.raw, -D * np.asarray(found.value), rtol=1e-12)
 
 
