@@ -28,12 +28,12 @@ from .densities.gaussian import Gaussian as Gaussian
 from .densities.mixture import GaussianMixture as GaussianMixture
 from .diffusion.adapters import LinenNetwork as LinenNetwork
 from .diffusion.adapters import NNXNetwork as NNXNetwork
-from .diffusion.check_score import check_score as check_score
 from .diffusion.combine import at as at
 from .diffusion.combine import classifier_guided as classifier_guided
 from .diffusion.combine import difference as difference
 from .diffusion.combine import gap as gap
 from .diffusion.combine import guided as guided
+from .diffusion.conformance import check_score as check_score
 from .diffusion.model import Model as Model
 from .diffusion.prediction import from_prediction as from_prediction
 from .diffusion.sampling import sample as sample

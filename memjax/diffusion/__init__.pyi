@@ -5,6 +5,8 @@ from .combine import classifier_guided as classifier_guided
 from .combine import difference as difference
 from .combine import gap as gap
 from .combine import guided as guided
+from .conformance import ScoreReport as ScoreReport
+from .conformance import check_score as check_score
 from .model import Model as Model
 from .prediction import EDMPreconditioned as EDMPreconditioned
 from .prediction import PredictionScore as PredictionScore
@@ -31,9 +33,11 @@ __all__ = [
     "NNXNetwork",
     "PredictionScore",
     "Schedule",
+    "ScoreReport",
     "SubVP",
     "VarianceExploding",
     "at",
+    "check_score",
     "classifier_guided",
     "ddim",
     "difference",

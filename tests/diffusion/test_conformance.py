@@ -15,8 +15,8 @@ from memjax.densities.conditional import ConditionalMixture
 from memjax.densities.empirical import Empirical
 from memjax.densities.gaussian import Gaussian
 from memjax.densities.mixture import GaussianMixture
-from memjax.diffusion.check_score import CODES, check_score
 from memjax.diffusion.combine import classifier_guided, guided
+from memjax.diffusion.conformance import CODES, check_score
 from memjax.diffusion.model import Model
 
 
@@ -413,7 +413,8 @@ def test_measurements_are_the_exact_ones():
     sigma = np.asarray(measured.sigma)
     best = 1 / (1 + sigma**2)  # E |n + sigma s|^2 / d of the exact score
     gain = sigma**2 / (1 + sigma**2)
-    np.testing.assert_allclose(measured.scale, 0.5, rtol=0.05)
+    # Four standard errors of a ratio of mean squares of 512 samples.
+    np.testing.assert_allclose(measured.scale, 0.5, rtol=0.12)
     np.testing.assert_allclose(measured.attainable_loss, best, atol=0.03)
     np.testing.assert_allclose(measured.denoising_loss, best + gain, rtol=0.1)
     np.testing.assert_allclose(measured.asymmetry, 0, atol=1e-6)
