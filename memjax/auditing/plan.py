@@ -35,24 +35,41 @@ class PlannedDetector:
     level: float
 
 
-def _plan_one(spec: str | Detector, model: Model) -> PlannedDetector:
-    if not isinstance(spec, str):
-        return PlannedDetector(spec.name, spec, spec.sigma / model.data_std)
+def parse_detector(spec: str) -> tuple[type, float]:
+    """Read ``NAME`` or ``NAME@LEVEL``.
+
+    Args:
+        spec: a detector's name, optionally with the noise level as a multiple of the data's
+            standard deviation.
+
+    Returns:
+        The detector's class and the level, its default if none is given.
+
+    Raises:
+        InputError: unknown name, or a level that is no positive finite number.
+    """
     name, _, suffix = spec.partition("@")
     if name not in DETECTORS:
         raise InputError(f"detectors: unknown {name!r}; known: {', '.join(DETECTORS)}")
     kind = DETECTORS[name]
     try:
-        wanted = float(suffix) if suffix else kind.default_level
+        level = float(suffix) if suffix else kind.default_level
     except ValueError:
+        level = float("nan")
+    if not 0.0 < level < float("inf"):
         raise InputError(
-            f"detectors: expected NAME@LEVEL with a number (multiple of the data's standard "
-            f"deviation), got {spec!r}"
-        ) from None
-    if not 0.0 < wanted < float("inf"):
-        raise InputError(f"detectors: expected a positive noise level, got {spec!r}")
+            f"detectors: expected NAME@LEVEL with a positive number of the data's standard "
+            f"deviations, got {spec!r}"
+        )
+    return kind, level
+
+
+def _plan_one(spec: str | Detector, model: Model) -> PlannedDetector:
+    if not isinstance(spec, str):
+        return PlannedDetector(spec.name, spec, spec.sigma / model.data_std)
+    kind, wanted = parse_detector(spec)
     sigma = min(max(wanted * model.data_std, model.sigma_min), model.sigma_max)
-    label = name if wanted == kind.default_level else f"{name}@{wanted:g}"
+    label = kind.name if wanted == kind.default_level else f"{kind.name}@{wanted:g}"
     return PlannedDetector(label, kind(sigma), sigma / model.data_std)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -42,7 +43,13 @@ MEANINGS = {
     metavar="NAME[@LEVEL]",
     help="Repeatable; the first ranks. LEVEL is the noise in standard deviations of the data.",
 )
-@click.option("--fdr", type=float, default=0.1, show_default=True, help="False flags among flags.")
+@click.option(
+    "--fdr",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Expected share of false flags among the flags.",
+)
 @click.option(
     "--samples",
     type=click.IntRange(0),
@@ -80,6 +87,10 @@ def audit(
     Exit status: 0 completed, 2 bad usage or input, 3 something flagged (--fail-on-findings),
     4 incomplete.
     """
+    from memjax.auditing.plan import parse_detector
+
+    for spec in detectors:  # before anything expensive
+        parse_detector(spec)
     common = {
         "detectors": detectors or None,
         "fdr": fdr,
@@ -188,20 +199,21 @@ def _own(
 def _show(result: Any, folder: Path, page: Path) -> None:
     primary = result.manifest["primary"]
     top = result.top(10)
-    table = Table(title=f"Most suspicious by {primary}", title_justify="left")
+    table = _table(f"Most suspicious by {primary}")
     shown = [("rank", "rank", "right"), ("image", "id", "left"), (primary, primary, "right")]
     shown += [
-        (f"p ({meaning})", f"p_{meaning}_{primary}", "right")
-        for meaning in MEANINGS
+        (f"p {short}", f"p_{meaning}_{primary}", "right")
+        for meaning, short in (("membership", "member"), ("duplication", "dup."))
         if top and f"p_{meaning}_{primary}" in top[0]
     ]
     shown += [
         (title, key, "right")
-        for title, key in (("stored", "stored"), ("copies", "copies"), ("repeats", "multiplicity"))
+        for title, key in (("stored", "stored"), ("copies", "copies"), ("times", "multiplicity"))
         if top and top[0].get(key) is not None
     ]
-    for title, _, justify in shown:
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for title, key, justify in shown:
+        width = 12 if key == "id" else None
+        table.add_column(title, justify=justify, min_width=width, overflow="fold")  # type: ignore[arg-type]
     for row in top:
         table.add_row(*(Text(_cell(row[key])) for _, key, _ in shown))
     console.print(table)
@@ -224,24 +236,24 @@ def _show(result: Any, folder: Path, page: Path) -> None:
     console.print(f"table:  {folder / 'table.csv'} (and .parquet)", markup=False, soft_wrap=True)
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
 def _show_metrics(contrasts: list[dict[str, Any]]) -> None:
-    if not contrasts:
-        return
-    table = Table(title="Against the known truth, with 95 % intervals", title_justify="left")
-    table.add_column("detector")
-    table.add_column("tells apart")
-    table.add_column("AUROC", justify="right")
-    table.add_column("TPR at 1 % FPR", justify="right")
-    wanted = ("repeated 4 times or more", "seen once")
-    for entry in contrasts:
-        if entry["positives"] in wanted:
-            table.add_row(
-                entry["detector"],
-                f"{entry['positives']} from {entry['negatives']}",
-                _interval(entry["auroc"]),
-                _interval(entry["tpr_at_fpr"][0]),
-            )
-    console.print(table)
+    for positives in ("repeated 4 times or more", "seen once"):
+        chosen = [entry for entry in contrasts if entry["positives"] == positives]
+        if not chosen:
+            continue
+        negatives = chosen[0]["negatives"]
+        table = _table(f"{positives.capitalize()} against {negatives} (95 % intervals)")
+        table.add_column("detector", no_wrap=True)
+        table.add_column("AUROC", justify="right", no_wrap=True)
+        table.add_column("TPR at 1 % FPR", justify="right", no_wrap=True)
+        for entry in chosen:
+            rate = _interval(entry["tpr_at_fpr"][0])
+            table.add_row(entry["detector"], _interval(entry["auroc"]), rate)
+        console.print(table)
 
 
 def _interval(entry: dict[str, Any]) -> str:
@@ -268,5 +280,5 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.3g}"
     return one_line(str(value), limit=60)

@@ -247,7 +247,7 @@ def test_detectors_by_name_level_and_object(model, images):
     [
         ({"detectors": ["nonsense"]}, "detectors: unknown 'nonsense'; known: flipd, "),
         ({"detectors": ["flipd@x"]}, "detectors: expected NAME@LEVEL"),
-        ({"detectors": ["flipd@-1"]}, "detectors: expected a positive noise level"),
+        ({"detectors": ["flipd@-1"]}, "detectors: expected NAME@LEVEL"),
         ({"detectors": ["flipd", "flipd"]}, "detectors: expected each once"),
         ({"fdr": 1.5}, "fdr: expected a rate between 0 and 1"),
         ({"num_samples": -1}, "num_samples: expected 0 or more"),
