@@ -1,10 +1,17 @@
 """Settings every test runs under: strict promotion, both precisions reachable."""
 
+import os
+
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config):
+    """Keep trained test beds beside the other test caches, not in the user's own."""
+    os.environ.setdefault("MEMJAX_CACHE_DIR", str(config.cache.mkdir("memjax")))
 
 
 @pytest.fixture
