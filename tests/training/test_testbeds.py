@@ -1,6 +1,9 @@
 """The cached test beds: truth, cache, damage, several processes."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -10,7 +13,7 @@ from memjax._core.errors import CheckpointError
 from memjax.checkpoints.files import read_config
 from memjax.data.testbeds import graded
 from memjax.training import testbeds
-from memjax.training.loop import train
+from memjax.training.loop import fingerprint, train
 from memjax.training.testbeds import graded_testbed, prompts_testbed
 
 SMALL = {"steps": 40, "num_samples": 20}
@@ -166,6 +169,33 @@ def test_extracted_is_by_prompt(tmp_path, monkeypatch):
     assert set(bed.prompt[result.extracted]) == {0, 2}
     assert result.extracted[:40].all()
     assert not result.extracted[40:80].any()
+
+
+@pytest.mark.slow
+def test_two_processes_at_once(cached, tmp_path):
+    """Both train into the same empty cache, and both end with the same bed."""
+    _, first = cached
+    script = tmp_path / "bed.py"
+    script.write_text(
+        "import sys\n"
+        "from memjax.training.loop import fingerprint\n"
+        "from memjax.training.testbeds import graded_testbed\n"
+        "bed = graded_testbed(cache_dir=sys.argv[1], steps=40, num_samples=20)\n"
+        "print(fingerprint(bed.samples))\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / "cache")],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=300)[0].strip() for process in processes]
+    assert told == [fingerprint(first.samples)] * 2
+    (entry,) = (tmp_path / "cache").iterdir()
+    assert len(list(entry.iterdir())) == 3
 
 
 @pytest.mark.slow
