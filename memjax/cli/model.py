@@ -32,6 +32,7 @@ def train(
     existing(data, "DATA")
     from memjax.checkpoints.files import save
     from memjax.data.images import load_images
+    from memjax.training.loop import STATE_FILE
     from memjax.training.loop import train as fit
 
     images = load_images(data, value_range=value_range)
@@ -48,7 +49,8 @@ def train(
                 "training", step, total, f"loss {loss:.4f}"
             ),
         )
-    save(model, folder)
+    save(model, folder, training={"command": "memjax train", "steps": steps, "seed": seed})
+    (folder / STATE_FILE).unlink(missing_ok=True)
     console.print(f"model: {folder}", markup=False, soft_wrap=True)
 
 

@@ -267,6 +267,7 @@ def test_train_then_sample(memjax, tmp_path):
     model = tmp_path / "model"
     status, out, _ = memjax("train", data, "--out", model, "--steps", 4, "--batch-size", 2)
     assert (status, "model:" in out) == (app.COMPLETED, True)
+    assert sorted(path.name for path in model.iterdir()) == ["config.json", "model.safetensors"]
     grid = tmp_path / "grid.png"
     status, out, _ = memjax("sample", model, "--out", grid, "-n", 5, "--steps", 3)
     assert status == app.COMPLETED
