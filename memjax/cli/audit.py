@@ -60,7 +60,7 @@ MEANINGS = {
 @click.option("--value-range", type=float, nargs=2, help="Black and white in float arrays.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--chunk-size", type=click.IntRange(1), help="Rows evaluated together.")
-@click.option("--fail-on-findings", is_flag=True, help="Exit status 3 if a row is flagged.")
+@click.option("--fail-on-findings", is_flag=True, help="Exit status 3 if the first detector flags a row.")
 def audit(
     model: str,
     data: str | None,
@@ -129,7 +129,8 @@ def audit(
 
     page = build_report(folder)
     _show(result, folder, page)
-    flagged = sum(entry["flagged"] for entry in result.metrics["flags"])
+    primary = result.manifest["primary"]
+    flagged = sum(e["flagged"] for e in result.metrics["flags"] if e["detector"] == primary)
     return FINDINGS if fail_on_findings and flagged else COMPLETED
 
 
