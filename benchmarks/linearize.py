@@ -3,6 +3,10 @@
 A linearization is made once and applied many times; the alternative is a fresh ``jax.jvp`` or
 ``jax.vjp`` for every product. The loops take twenty products one after the other inside one
 program, as an eigen-solver does; times are per product.
+
+A batch is linearized as one field, ``linearize(vmap(f), xs)``. ``vmapped-`` cases use
+``vmap(linearize)`` instead and hand the batch of linearizations to another jitted function, which
+copies the weights once per sample: the table shows what that costs.
 """
 
 from functools import partial
@@ -19,7 +23,10 @@ from memjax.networks.unet import UNet
 
 PRODUCTS = 20
 NETWORKS = {"mlp": (ResidualMLP(), (64,)), "unet": (UNet(channels=(16, 32)), (16, 16, 3))}
-METHODS = ("forward", "linearize", "jvp", "vjp", "fresh-jvp", "fresh-vjp", "jvp-loop", "vjp-loop")
+METHODS = (
+    *("forward", "linearize", "jvp", "vjp", "fresh-jvp", "fresh-vjp", "jvp-loop", "vjp-loop"),
+    *("vmapped-linearize", "vmapped-jvp"),
+)
 CHUNKS = (1, 16, 64, None)
 
 
@@ -47,18 +54,26 @@ def _forward(module, weights, x):
 
 
 def _linearize(module, weights, x):
+    return linearize(lambda x: _forward(module, weights, x), x)
+
+
+def _linearize_vmapped(module, weights, x):
     return jax.vmap(lambda x: linearize(_field(module, weights), x))(x)
 
 
-def _apply(kind, lins, v):
-    return jax.vmap(lambda lin, v: getattr(lin, kind)(v))(lins, v)
+def _apply(kind, lin, v):
+    return getattr(lin, kind)(v)
 
 
-def _loop(kind, lins, v):
+def _apply_vmapped(kind, lins, v):
+    return jax.vmap(partial(_apply, kind))(lins, v)
+
+
+def _loop(kind, lin, v):
     """Twenty products, each depending on the one before; the last one."""
 
     def step(v, _):
-        out = _apply(kind, lins, v)
+        out = _apply(kind, lin, v)
         size = jnp.sqrt(1 + jnp.sum(out**2, axis=range(1, out.ndim), keepdims=True))
         return v + out / size, out
 
@@ -96,21 +111,27 @@ def _product_case(name: str, method: str, quick: bool, seed: int) -> Program:
     module, weights, x, v = _setup(name, quick, seed)
     forward = partial(_forward, module), (weights, x)
     parameters = {"network": name, "batch": len(x), "event_shape": list(x.shape[1:])}
-    if method in ("forward", "linearize"):
-        run = partial(_forward if method == "forward" else _linearize, module)
+    values = {
+        "forward": _forward,
+        "linearize": _linearize,
+        "vmapped-linearize": _linearize_vmapped,
+    }
+    if method in values:
         alone = jnp.stack([module.apply(weights, row, jnp.zeros(())) for row in x[:2]])
 
-        def check(out):
+        def check_value(out):
             return _relative((out if method == "forward" else out.value)[:2], alone)
 
-        return Program(run, (weights, x), check, 1e-4, forward, parameters=parameters)
-    kind = method.removeprefix("fresh-").removesuffix("-loop")
+        run = partial(values[method], module)
+        return Program(run, (weights, x), check_value, 1e-4, forward, parameters=parameters)
+    kind = "jvp" if "jvp" in method else "vjp"
     length = PRODUCTS if method.endswith("-loop") else 1
     if method.startswith("fresh-"):
         run, arguments = partial(_fresh, kind, module), (weights, x, v)
     else:
-        lins = jax.jit(partial(_linearize, module))(weights, x)
-        run, arguments = partial(_apply if length == 1 else _loop, kind), (lins, v)
+        make = _linearize_vmapped if method.startswith("vmapped-") else _linearize
+        apply = {"vmapped-jvp": _apply_vmapped}.get(method, _apply if length == 1 else _loop)
+        run, arguments = partial(apply, kind), (jax.jit(partial(make, module))(weights, x), v)
 
     def check(out):
         # The dense Jacobians of two samples are enough to tell a wrong product.
