@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from memjax._core.errors import InputError
 from memjax._core.text import one_line
 from memjax.cli.app import COMPLETED, FINDINGS, INCOMPLETE, cli, console, existing, messages
 from memjax.cli.progress import progress_bar
@@ -60,7 +61,9 @@ MEANINGS = {
 @click.option("--value-range", type=float, nargs=2, help="Black and white in float arrays.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--chunk-size", type=click.IntRange(1), help="Rows evaluated together.")
-@click.option("--fail-on-findings", is_flag=True, help="Exit status 3 if the first detector flags a row.")
+@click.option(
+    "--fail-on-findings", is_flag=True, help="Exit status 3 if the first detector flags a row."
+)
 def audit(
     model: str,
     data: str | None,
@@ -115,7 +118,6 @@ def audit(
     try:
         with progress_bar(messages) as progress:
             result = run(progress)
-            result.write(folder)
     except KeyboardInterrupt:
         messages.print(
             f"memjax: interrupted; finished chunks are kept in {folder}, and the same command "
@@ -177,10 +179,13 @@ def _own(
         from memjax.data.images import load_images
 
         loaded = load(model)
-        images = load_images(data, value_range=value_range)
+        if len(loaded.event_shape) != 3:
+            raise InputError(f"{model}: expected a model of images, found {loaded.event_shape}")
+        height, width, channels = loaded.event_shape
+        shape = (height, width, channels)
+        images = load_images(data, event_shape=shape, value_range=value_range)
         calibrations = ()
         if calibration is not None:
-            shape = images.event_shape
             others = load_images(calibration, event_shape=shape, value_range=value_range)
             calibrations = (Calibration(meaning, images=others),)  # type: ignore[arg-type]
         return audit_model(
