@@ -16,7 +16,7 @@ from memjax._core.keys import derive_key
 from memjax.densities.empirical import Empirical
 
 SIZES = {"full": (50_000, 3072), "quick": (2_000, 256)}
-SIGMA = 0.5
+SIGMA = 0.05
 METHODS = ("memjax", "jax-matrix", "jax-product-form", "numpy-matrix")
 
 
@@ -60,9 +60,9 @@ def _reference(points, x, block=256):
 
 def _case(method: str, quick: bool, seed: int) -> Program:
     n, d = SIZES["quick" if quick else "full"]
-    # Drawn near one another, so that at this sigma a few points share the posterior.
-    rng = np.random.default_rng(seed)
-    points = rng.standard_normal((n, d), np.float32) * np.float32(4 / d**0.5)
+    # Far from zero, as pixels are, and near one another, so that many share the posterior.
+    spread = np.float32(1.5 * SIGMA / d**0.5)
+    points = np.float32(0.5) + spread * rng.standard_normal((n, d), np.float32)
     noise = np.asarray(jax.random.normal(derive_key(seed, "noise"), (d,)))
     x = points[0] + np.float32(SIGMA) * noise
     expected = _reference(points, x)
