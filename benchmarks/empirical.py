@@ -60,6 +60,7 @@ def _reference(points, x, block=256):
 
 def _case(method: str, quick: bool, seed: int) -> Program:
     n, d = SIZES["quick" if quick else "full"]
+    rng = np.random.default_rng(seed)
     # Far from zero, as pixels are, and near one another, so that many share the posterior.
     spread = np.float32(1.5 * SIGMA / d**0.5)
     points = np.float32(0.5) + spread * rng.standard_normal((n, d), np.float32)
