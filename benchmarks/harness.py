@@ -352,15 +352,19 @@ def bars(records: list[dict[str, Any]]):
     good = [record for record in records if record["status"] == "ok"][::-1]
     labels = [record["case"].split("/", 1)[1] for record in good]
     layout = ConstrainedLayoutEngine(rect=(0, 0.04, 1, 0.96))  # room for the caption
-    figure = Figure(figsize=(9, 1.4 + 0.32 * len(good)), layout=layout)
-    left, right = figure.subplots(1, 2, sharey=True)
-    left.barh(labels, [1e3 * record["seconds"]["minimum"] for record in good], color="#4477aa")
-    for i, record in enumerate(good):
+    figure = Figure(figsize=(11, 1.4 + 0.3 * len(good)), layout=layout)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.8, 1))
+    times = [1e3 * record["seconds"]["minimum"] for record in good]
+    left.plot(times, labels, "o", color="#4477aa")
+    for i, (time_, record) in enumerate(zip(times, good, strict=True)):
+        text = f"  {time_:.3g} ms"
         if "forwards" in record:
-            text = f" {record['forwards']:.2g} forwards"
-            left.text(1e3 * record["seconds"]["minimum"], i, text, va="center", fontsize=7)
+            text += f" = {record['forwards']:.2g} forwards"
+        left.text(time_, i, text, va="center", fontsize=7)
     left.set_xscale("log")
-    left.set_xlim(right=6 * left.get_xlim()[1])  # room for the labels
+    if times:
+        left.set_xlim(min(times) / 2, 15 * max(times))  # room for the labels
+    left.grid(axis="x", color="0.9")
     left.set_xlabel("milliseconds per product, minimum of repeats")
     memory = [record["memory_above_arguments_bytes"] / 2**20 for record in good]
     right.barh(labels, memory, color="#ccbb44")
