@@ -90,7 +90,8 @@ def plan_detectors(
     Raises:
         InputError: unknown name, unreadable level, or two detectors with one column.
     """
-    planned = tuple(_plan_one(spec, model) for spec in (specs or tuple(DETECTORS)))
+    wanted = (specs,) if isinstance(specs, str) else specs or tuple(DETECTORS)
+    planned = tuple(_plan_one(spec, model) for spec in wanted)
     labels = [entry.label for entry in planned]
     if len(set(labels)) != len(labels):
         raise InputError(f"detectors: expected each once, got {', '.join(labels)}")

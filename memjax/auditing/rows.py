@@ -45,7 +45,8 @@ def _evaluate_chunk(
     key: PRNGKeyArray,
     detectors: tuple[Detector, ...],
 ) -> Finding:
-    def one(x, condition):
+    def one(image, condition):
+        x = model.encode(image)
         findings = evaluate_detectors(model, x, detectors, key=key, condition=condition)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *findings)
 

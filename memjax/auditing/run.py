@@ -1,7 +1,5 @@
 """Audit a model: which of these images has it memorized?"""
 
-import datetime
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +9,6 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from memjax import __version__
 from memjax._core.backend import check_backend
 from memjax._core.errors import InputError, MemjaxError
 from memjax._core.hashing import fingerprint
@@ -19,18 +16,13 @@ from memjax._core.keys import derive_key
 from memjax.auditing.findings import flag_rows, look_for_copies
 from memjax.auditing.metrics import CONFIDENCE, Truth, flag_metrics, score_metrics, stored_metrics
 from memjax.auditing.parts import Parts
-from memjax.auditing.plan import (
-    Calibration,
-    PlannedDetector,
-    default_chunk_size,
-    plan_detectors,
-    row_mask,
-)
+from memjax.auditing.plan import Calibration, default_chunk_size, plan_detectors, row_mask
+from memjax.auditing.record import build_manifest, plan_record
 from memjax.auditing.result import AuditResult
-from memjax.auditing.rows import Progress, RowFindings, evaluate_rows, status_labels
+from memjax.auditing.rows import Progress, RowFindings, evaluate_rows
 from memjax.auditing.table import build_table, gallery
 from memjax.data.images import ImageSet, from_array
-from memjax.detect.protocol import Detector, cost
+from memjax.detect.protocol import Detector
 from memjax.diffusion.model import Model
 from memjax.diffusion.sampling import sample
 
@@ -105,7 +97,10 @@ def audit(
     report = progress or (lambda stage, done, total: None)
     clock: dict[str, float] = {}
     rows = images if isinstance(images, ImageSet) else from_array(np.asarray(images))
-    _check_arguments(model, rows, calibrations, fdr, num_samples, samples, conditions, chunk_size)
+    _check_arguments(
+        model, rows, calibrations, fdr, num_samples, samples, truth, conditions, chunk_size
+    )
+    among = row_mask(trained_on, len(rows), "trained_on")
     planned = plan_detectors(detectors, model)
     chunk = chunk_size or default_chunk_size(int(np.prod(model.event_shape)))
 
@@ -113,18 +108,17 @@ def audit(
     if not backend.ok:
         raise MemjaxError(f"this machine computes wrong numbers: {backend.message}")
 
-    plan = {
-        "detectors": [repr(entry.detector) for entry in planned],
-        "model": fingerprint(model),
-        "data": _data_hash(rows),
-        "calibrations": [_calibration_record(c, fdr) for c in calibrations],
-        "conditions": fingerprint(conditions),
-        "seed": seed,
-        "chunk_size": chunk,
-        "num_samples": num_samples if samples is None else fingerprint(samples),
-        "memjax": __version__,
-        "jax": jax.__version__,
-    }
+    plan = plan_record(
+        model,
+        rows,
+        planned,
+        calibrations,
+        fdr=fdr,
+        conditions=fingerprint(conditions),
+        seed=seed,
+        chunk_size=chunk,
+        num_samples=num_samples if samples is None else fingerprint(samples),
+    )
     parts = Parts(Path(out) if out is not None else None, plan)
     clock["prepared"] = time.perf_counter()
 
@@ -151,7 +145,6 @@ def audit(
     drawn = samples if samples is not None else _draw(model, num_samples, seed, parts, report)
     copies = None
     if drawn is not None:
-        among = row_mask(trained_on, len(rows), "trained_on")
         copies = look_for_copies(rows, np.asarray(drawn), among)
     clock["sampled"] = time.perf_counter()
 
@@ -163,38 +156,20 @@ def audit(
         "flags": flag_metrics(flags, fdr, truth, len(rows)),
         "stored": stored_metrics(copies, rows.sha256, truth),
     }
-    manifest = {
-        "memjax": __version__,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "state": "completed",
-        "command": (names or {}).get("command"),
-        "versions": backend.versions,
-        "devices": backend.devices,
-        "seed": seed,
-        "chunk_size": chunk,
-        "plan": plan,
-        "model": _model_record(model, plan["model"], (names or {}).get("model")),
-        "data": _data_record(rows, plan["data"], (names or {}).get("data")),
-        "detectors": [_detector_record(entry, model) for entry in planned],
-        "primary": planned[0].label,
-        "calibrations": [
-            {
-                "meaning": calibration.meaning,
-                "count": len(positions),
-                "fdr": fdr,
-                "description": CALIBRATION_WORDS[calibration.meaning],
-            }
-            for calibration, positions in zip(calibrations, calibration_rows, strict=True)
-        ],
-        "samples": None
-        if copies is None
-        else {"count": len(copies.samples), "rule": "d1/d2 < 1/3", "copies": copies.copying},
-        "backend": {"ok": backend.ok, "message": backend.message},
-        "seconds": {
+    manifest = build_manifest(
+        model,
+        rows,
+        planned,
+        {c.meaning: len(at) for c, at in zip(calibrations, calibration_rows, strict=True)},
+        copies,
+        backend,
+        plan,
+        {
             "detectors": clock["evaluated"] - clock["prepared"],
             "samples": clock["sampled"] - clock["evaluated"],
         },
-    }
+        names or {},
+    )
     result = AuditResult(
         build_table(all_images, planned, everything, flags, copies, truth, len(rows)),
         metrics,
@@ -205,12 +180,6 @@ def audit(
         result.write(out)
         parts.discard()
     return result
-
-
-CALIBRATION_WORDS = {
-    "membership": "images that were not trained on",
-    "duplication": "training images known to occur once",
-}
 
 
 def _append(
@@ -250,9 +219,11 @@ def _check_arguments(
     fdr: float,
     num_samples: int,
     samples: Any,
+    truth: Truth | None,
     conditions: PyTree,
     chunk_size: int | None,
 ) -> None:
+    """Find what cannot work before anything is computed."""
     encoded = jax.eval_shape(model.encode, jax.ShapeDtypeStruct(rows.event_shape, np.float32))
     sets = [("images", rows), *(("calibration", c.images) for c in calibrations if c.images)]
     for name, images in sets:
@@ -272,9 +243,15 @@ def _check_arguments(
             f"samples: expected images of shape {_shape(rows.event_shape)}, "
             f"got {_shape(samples.shape[1:])}"
         )
+    if truth is not None and {len(column) for column in truth} != {len(rows)}:
+        found = ", ".join(str(len(column)) for column in truth)
+        raise InputError(f"truth: expected {len(rows)} rows in every column, got {found}")
     meanings = [c.meaning for c in calibrations]
     if len(set(meanings)) != len(meanings):
         raise InputError(f"calibrations: expected each meaning once, got {', '.join(meanings)}")
+    for c in calibrations:
+        row_mask(c.rows, len(rows), "calibration rows")
+        row_mask(c.tested, len(rows), "tested rows")
     for leaf in jax.tree.leaves(conditions):
         if np.shape(leaf)[:1] != (len(rows),):
             raise InputError(
@@ -284,22 +261,6 @@ def _check_arguments(
 
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _data_hash(images: ImageSet) -> str:
-    digest = hashlib.sha256()
-    for name, content, status in zip(images.ids, images.sha256, images.status, strict=True):
-        digest.update(f"{name!r} {content} {int(status)}\n".encode())
-    return digest.hexdigest()
-
-
-def _calibration_record(calibration: Calibration, fdr: float) -> list[Any]:
-    images = None if calibration.images is None else _data_hash(calibration.images)
-    rows, tested = (
-        None if part is None else fingerprint(np.asarray(part))
-        for part in (calibration.rows, calibration.tested)
-    )
-    return [calibration.meaning, images, rows, tested, fdr]
 
 
 def _draw(
@@ -318,39 +279,3 @@ def _draw(
         part = {"samples": np.asarray(jax.vmap(model.decode)(latents))}
         parts.write("samples", part)
     return part["samples"]
-
-
-def _model_record(model: Model, digest: str, name: str | None) -> dict[str, Any]:
-    return {
-        "name": name,
-        "sha256": digest,
-        "event_shape": list(model.event_shape),
-        "data_std": model.data_std,
-        "sigma_min": model.sigma_min,
-        "sigma_max": model.sigma_max,
-        "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(model)),
-    }
-
-
-def _data_record(images: ImageSet, digest: str, name: str | None) -> dict[str, Any]:
-    labels, counts = np.unique(status_labels(images.status), return_counts=True)
-    return {
-        "name": name,
-        "rows": len(images),
-        "sha256": digest,
-        "status_counts": dict(zip(labels.tolist(), counts.tolist(), strict=True)),
-    }
-
-
-def _detector_record(entry: PlannedDetector, model: Model) -> dict[str, Any]:
-    detector = entry.detector
-    return {
-        "name": entry.label,
-        "title": detector.title,
-        "column": entry.label,
-        "sigma": detector.sigma,
-        "sigma_over_data_std": entry.level,
-        "statement": detector.statement,
-        "raw": detector.raw_name,
-        "cost": cost((detector,), int(np.prod(model.event_shape)))._asdict(),
-    }

@@ -254,6 +254,7 @@ def test_detectors_by_name_level_and_object(model, images):
         ({"chunk_size": 0}, "chunk_size: expected at least 1"),
         ({"samples": np.zeros((3, 5, 5, 1))}, "samples: expected images of shape 4x4x1"),
         ({"conditions": np.zeros(3)}, "conditions: expected 40 rows"),
+        ({"truth": Truth(np.ones(3), np.ones(3, bool), ("train",) * 3)}, "truth: expected 40 rows"),
         ({"trained_on": np.array([99])}, "trained_on: expected row numbers between 0 and 39"),
         ({"trained_on": np.array([True])}, "trained_on: expected a mask of 40 rows"),
     ],
@@ -286,6 +287,24 @@ def test_a_wrong_stack_stops_the_audit(model, images, tmp_path, monkeypatch):
     with pytest.raises(MemjaxError, match="wrong numbers: products are wrong"):
         run(model, images, out=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_encoded_and_samples_decoded(model, images):
+    latent = type(model)(
+        model.raw_score,
+        model.event_shape,
+        sigma_min=0.01,
+        sigma_max=20.0,
+        data_std=0.4,
+        encode=lambda image: 0.5 * image,
+        decode=lambda x: 2.0 * x,
+    )
+    result = run(latent, images, detectors="score_norm", num_samples=8)
+    halves = from_array(0.5 * images.images)
+    expected = run(model, halves, detectors="score_norm", num_samples=8)
+    np.testing.assert_array_equal(column(result, "score_norm"), column(expected, "score_norm"))
+    near, half = (column(r, "nearest_sample_distance").astype(float) for r in (result, expected))
+    np.testing.assert_allclose(near, 2 * half, rtol=1e-6)
 
 
 def test_conditions_reach_their_rows(images):
