@@ -319,7 +319,7 @@ def test_conditions_reach_their_rows(images):
         sigma_min=0.01,
         sigma_max=20.0,
         data_std=0.4,
-        null_condition=jnp.zeros(()),
+        null_condition=jnp.zeros((), jnp.float32),
     )
     conditions = np.zeros(40, np.float32)
     conditions[7] = 3.0
