@@ -133,7 +133,7 @@ def figure(records):
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(rect=(0, 0.05, 1, 0.95))
-    out = Figure(figsize=(10, 3.8), layout=layout)
+    out = Figure(figsize=(10, 4.2), layout=layout)
     axes = out.subplots(1, len(CONTRASTS), sharex=True)
     good = [record for record in records if record["status"] == "ok"]
     markers, colors = "osD^v", ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
@@ -152,5 +152,5 @@ def figure(records):
         axis.set(xscale="log", title=title, xlabel="cost of an image, in forwards")
         axis.grid(color="0.9")
     axes[0].set_ylabel("AUROC (one mark a training seed)")
-    axes[-1].legend(fontsize=8, loc="lower right")
+    out.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return out

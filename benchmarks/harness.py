@@ -363,7 +363,7 @@ def bars(records: list[dict[str, Any]]):
         left.text(time_, i, text, va="center", fontsize=7)
     left.set_xscale("log")
     if times:
-        left.set_xlim(min(times) / 2, 15 * max(times))  # room for the labels
+        left.set_xlim(min(times) / 2, 60 * max(times))  # room for the labels
     left.grid(axis="x", color="0.9")
     left.set_xlabel("milliseconds per product, minimum of repeats")
     memory = [record["memory_above_arguments_bytes"] / 2**20 for record in good]
