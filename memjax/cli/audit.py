@@ -21,6 +21,8 @@ MEANINGS = {
     "duplication": "evidence of having been trained on more than once",
 }
 
+SHOWN_FAILURES = 10
+
 
 @cli.command()
 @click.argument("model", metavar="digits|MODEL_DIR")
@@ -235,11 +237,22 @@ def _show(result: Any, folder: Path, page: Path) -> None:
             f"{stored['samples']:,} samples (copy rule d1/d2 < 1/3)",
             markup=False,
         )
-    failed = result.manifest["data"]["rows"] - result.manifest["data"]["status_counts"].get("ok", 0)
-    if failed:
-        console.print(f"{failed} rows could not be read; their reasons are in the table")
+    _show_failed(result.table)
     console.print(f"report: {page}", markup=False, soft_wrap=True)
     console.print(f"table:  {folder / 'table.csv'} (and .parquet)", markup=False, soft_wrap=True)
+
+
+def _show_failed(table: Any) -> None:
+    """Name the rows that could not be read, one line each, and count the rest."""
+    columns = (table.column(name).to_pylist() for name in ("id", "status", "reason"))
+    failed = [row for row in zip(*columns, strict=True) if row[1] != "ok"]
+    for name, status, reason in failed[:SHOWN_FAILURES]:
+        line = one_line(f"memjax: {name}: {status}: {reason or 'see the table'}")
+        messages.print(line, markup=False, soft_wrap=True)
+    if failed:
+        console.print(
+            f"rows without a result: {len(failed):,} (they keep their place in the table)"
+        )
 
 
 def _table(title: str) -> Table:

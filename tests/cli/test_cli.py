@@ -105,14 +105,33 @@ def test_bad_rows_cost_their_row_only(memjax, model_dir, tmp_path):
     whole = (data / "image0.png").read_bytes()
     (data / "truncated.png").write_bytes(whole[: len(whole) // 2])
     (data / "notes.png").write_text("not an image")
-    status, shown, _ = memjax(
+    status, shown, err = memjax(
         "audit", model_dir, "--data", data, "--out", tmp_path / "a", "--samples", 0
     )
     assert status == app.COMPLETED
-    assert "4 rows could not be read" in shown
+    assert "rows without a result: 4 " in shown
+    named = [line for line in err.splitlines() if line.startswith("memjax: ")]
+    assert [line.split(": ")[1] for line in named] == [
+        "large/image0.png",
+        "large/image1.png",
+        "notes.png",
+        "truncated.png",
+    ]
+    assert all(line.count("input_") == 1 for line in named)
     page = (tmp_path / "a" / "report.html").read_text()
     assert "truncated.png" in page
     assert "notes.png" in page
+
+
+def test_nan_pixels_are_named(memjax, model_dir, tmp_path):
+    pixels = np.random.default_rng(0).uniform(-1, 1, (5, 8, 8, 1)).astype(np.float32)
+    pixels[3, 2, 2] = np.nan
+    np.save(tmp_path / "photos.npy", pixels)
+    command = ["audit", model_dir, "--data", tmp_path / "photos.npy", "--out", tmp_path / "a"]
+    status, shown, err = memjax(*command, "--samples", 0)
+    assert status == app.COMPLETED
+    assert "memjax: row-0003: input_corrupt: " in err
+    assert "rows without a result: 1 " in shown
 
 
 def test_findings_can_fail_the_command(memjax, model_dir, tmp_path, monkeypatch):
