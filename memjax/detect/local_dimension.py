@@ -9,7 +9,22 @@ from memjax.detect.protocol import Evidence, Finding, Need, Point, Trace, check_
 
 
 @dataclasses.dataclass(frozen=True)
-class EffectiveDimension:
+class _CleanTrace:
+    """What both need: the score and its divergence at the clean image, from one linearization."""
+
+    sigma: float
+    default_level: ClassVar[float] = 0.1
+
+    def __post_init__(self):
+        check_sigma(self.sigma)
+
+    def needs(self, d: int) -> tuple[Need, ...]:
+        """The score and its divergence at the clean image."""
+        return (Need(Point(self.sigma), (Trace(),)),)
+
+
+@dataclasses.dataclass(frozen=True)
+class EffectiveDimension(_CleanTrace):
     """Minus the share of directions that the model leaves free at the clean image.
 
     d_eff(x0, sigma) = d + sigma^2 tr H(x0, sigma) = tr Cov[x0 | x] / sigma^2,  H = ds/dx
@@ -32,21 +47,12 @@ class EffectiveDimension:
         arXiv:2505.08246.
     """
 
-    sigma: float
     name: ClassVar[str] = "effective_dimension"
     title: ClassVar[str] = "Effective dimension"
     raw_name: ClassVar[str] = "tr H, per squared data unit"
-    default_level: ClassVar[float] = 0.1
     statement: ClassVar[str] = (
         "How many directions the model leaves free at the image: near none at a stored one."
     )
-
-    def __post_init__(self):
-        check_sigma(self.sigma)
-
-    def needs(self, d: int) -> tuple[Need, ...]:
-        """The score and its divergence at the clean image."""
-        return (Need(Point(self.sigma), (Trace(),)),)
 
     def finish(self, evidence: Evidence) -> Finding:
         """``-(1 + sigma^2 tr H / d)``."""
@@ -57,7 +63,7 @@ class EffectiveDimension:
 
 
 @dataclasses.dataclass(frozen=True)
-class FLIPD:
+class FLIPD(_CleanTrace):
     """Minus the local intrinsic dimension estimated by FLIPD, as a share of d.
 
     FLIPD(x0, sigma) = d + sigma^2 (tr H(x0, sigma) + |s(x0, sigma)|^2)
@@ -82,21 +88,12 @@ class FLIPD:
         arXiv:2411.00113.
     """
 
-    sigma: float
     name: ClassVar[str] = "flipd"
     title: ClassVar[str] = "FLIPD local dimension"
     raw_name: ClassVar[str] = "FLIPD, dimensions"
-    default_level: ClassVar[float] = 0.1
     statement: ClassVar[str] = (
         "Local dimension of the model's density at the image: near zero where it stored a point."
     )
-
-    def __post_init__(self):
-        check_sigma(self.sigma)
-
-    def needs(self, d: int) -> tuple[Need, ...]:
-        """The score and its divergence at the clean image."""
-        return (Need(Point(self.sigma), (Trace(),)),)
 
     def finish(self, evidence: Evidence) -> Finding:
         """``-(1 + sigma^2 (tr H + |s|^2) / d)``."""
