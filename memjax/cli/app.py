@@ -3,7 +3,6 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -75,8 +74,3 @@ def existing(path: str, what: str) -> Path:
     if not found.exists():
         raise click.BadParameter(f"{path} does not exist", param_hint=what)
     return found
-
-
-def counted(value: Any) -> str:
-    """A number with thousands separated, for people."""
-    return f"{value:,}"
