@@ -30,6 +30,8 @@ class Status(enum.IntEnum):
     """The row's file could not be read as an image, or its pixels are not finite."""
     INPUT_MISMATCH = 7
     """The row was read but does not fit: wrong size, channels or dtype."""
+    INDEFINITE = 8
+    """A method for positive semi-definite operators met a negative direction."""
 
     @property
     def label(self) -> str:

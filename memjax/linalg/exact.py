@@ -1,14 +1,11 @@
 """Exact trace and diagonal of a linear operator known by its products."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from memjax._core.chunked import chunked_map
-
-Matvec = Callable[[Float[Array, "..."]], Float[Array, "..."]]
+from memjax.linalg._operator import Matvec
 
 
 def diagonal_exact(

@@ -18,6 +18,7 @@ def test_codes_are_stable():
         "MAX_STEPS": 5,
         "INPUT_CORRUPT": 6,
         "INPUT_MISMATCH": 7,
+        "INDEFINITE": 8,
     }
 
 
