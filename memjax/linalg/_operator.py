@@ -25,7 +25,8 @@ def check_matvec(matvec: Matvec, like: Array, name: str = "matvec") -> None:
     out = jax.eval_shape(matvec, like)
     if not hasattr(out, "shape") or out.shape != like.shape or out.dtype != like.dtype:
         found = f"{out.dtype}{list(out.shape)}" if hasattr(out, "shape") else type(out).__name__
-        raise InputError(f"{name}: expected A v like v, {like.dtype}{list(like.shape)}, got {found}")
+        expected = f"{like.dtype}{list(like.shape)}"
+        raise InputError(f"{name}: expected A v like v, {expected}, got {found}")
 
 
 def check_count(name: str, value: int, low: int, high: int | None = None) -> None:

@@ -40,6 +40,7 @@ STATUS_WORDS = {
     Status.MAX_STEPS: "a solver used up its steps",
     Status.INPUT_CORRUPT: "the file could not be read as an image, or its pixels are not finite",
     Status.INPUT_MISMATCH: "the image was read but does not fit: wrong size, channels or type",
+    Status.INDEFINITE: "a product was negative where theory says it cannot be",
 }
 """Every failure a row can have, for people."""
 
