@@ -1,8 +1,30 @@
-"""The one orthogonalization that every Krylov method here uses."""
+"""The one orthogonalization that every Krylov method here uses, and what counts as zero in it."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from memjax._core.errors import InputError
+from memjax.linalg._operator import Matvec, check_matvec
+
+
+def check_krylov(matvec: Matvec, like: Array) -> None:
+    """``check_matvec``, and refuse half precision: its small eigenproblems cannot be solved."""
+    check_matvec(matvec, like)
+    if jnp.finfo(like.dtype).bits < 32:
+        raise InputError(f"like: expected float32 or float64, got {like.dtype}")
+
+
+def product_noise(like: Array) -> float:
+    """Rounding of a product relative to |A|: a remainder up to this times |A| counts as zero."""
+    return float(jnp.finfo(like.dtype).eps) * (10 + like.size**0.5)
+
+
+def length(v: Float[Array, " d"]) -> Float[Array, ""]:
+    """Euclidean norm without overflow or underflow of the squares; NaN or inf where v is."""
+    top = jnp.max(jnp.abs(v))
+    unit = jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones_like(top))
+    return unit * jnp.linalg.norm(v / unit)
 
 
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
