@@ -65,6 +65,16 @@ class Linearization(NamedTuple):
         return chunked_map(column, jnp.arange(d), chunk_size=chunk_size).T
 
 
+def check_field(field: Field, x: Array) -> None:
+    """Refuse, before anything is computed, a point or a field that nothing here can take."""
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise InputError(f"x: expected a floating-point array, got dtype {jnp.result_type(x)}")
+    out = jax.eval_shape(field, x)
+    if not hasattr(out, "shape") or out.shape != x.shape or out.dtype != x.dtype:
+        found = f"{out.dtype}{list(out.shape)}" if hasattr(out, "shape") else type(out).__name__
+        raise InputError(f"field: expected f(x) like x, {x.dtype}{list(x.shape)}, got {found}")
+
+
 def linearize(field: Field, x: Float[Array, "..."]) -> Linearization:
     """Linearise a field at one point: f(x + v) = f(x) + J v + O(|v|^2).
 
@@ -88,11 +98,6 @@ def linearize(field: Field, x: Float[Array, "..."]) -> Linearization:
     >>> lin.value.tolist(), float(lin.trace())
     ([-1.0, -8.0], -15.0)
     """
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        raise InputError(f"x: expected a floating-point array, got dtype {jnp.result_type(x)}")
-    out = jax.eval_shape(field, x)
-    if not hasattr(out, "shape") or out.shape != x.shape or out.dtype != x.dtype:
-        found = f"{out.dtype}{list(out.shape)}" if hasattr(out, "shape") else type(out).__name__
-        raise InputError(f"field: expected f(x) like x, {x.dtype}{list(x.shape)}, got {found}")
+    check_field(field, x)
     value, tangent_map = jax.linearize(field, x)
     return Linearization(x, value, tangent_map)
