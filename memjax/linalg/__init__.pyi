@@ -1,3 +1,5 @@
+from .arnoldi import ComplexEigenpairs as ComplexEigenpairs
+from .arnoldi import eigs as eigs
 from .estimate import Estimate as Estimate
 from .exact import diagonal_exact as diagonal_exact
 from .exact import trace_exact as trace_exact
@@ -5,13 +7,19 @@ from .probes import gaussian as gaussian
 from .probes import orthonormal as orthonormal
 from .probes import rademacher as rademacher
 from .probes import sphere as sphere
+from .quadrature import SpectralDensity as SpectralDensity
+from .quadrature import spectral_density as spectral_density
 
 __all__ = [
+    "ComplexEigenpairs",
     "Estimate",
+    "SpectralDensity",
     "diagonal_exact",
+    "eigs",
     "gaussian",
     "orthonormal",
     "rademacher",
+    "spectral_density",
     "sphere",
     "trace_exact",
 ]
