@@ -1,13 +1,19 @@
 """Measure a case in a process of its own: right first, then fast.
 
-A case names a program, its arguments and a check of its result. ``measure`` compiles the program
-(timed apart), checks the result, and only then runs it repeatedly, waiting for every output.
+A case makes a ``Program`` or a ``Table``. A program is measured by the clock: ``measure`` compiles
+it (timed apart), checks the result, and only then runs it repeatedly, waiting for every output,
+in turn with one forward evaluation and with the baselines it is compared with. A table is
+computed once, without a clock: rows of errors against products, ours and those of peers.
 Peak memory is that of the process, which is why each case gets a fresh one (``run_case``).
+Peers are optional (the extra ``bench``, and PyTorch, installed apart): what is missing is reported
+as not installed. What fails or loses is recorded like the rest.
 """
 
 import contextlib
 import importlib
+import importlib.util
 import json
+import math
 import os
 import pkgutil
 import platform
@@ -27,10 +33,49 @@ ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 FIGURES = ROOT / "figures"
 PACKAGES = ("jax", "jaxlib", "flax", "equinox", "numpy")
-NOT_CASES = ("harness", "__main__")
+PEERS = ("matfree", "scipy", "torch", "traceax")
+"""Recorded with a version where a case has imported them."""
+NOT_CASES = ("harness",)
 SECONDS = 5.0
-"""Time spent repeating a case, unless the repeats run out first."""
+"""Time spent repeating each program of a case, unless the repeats run out first."""
 REPEATS = 50
+
+
+class NotInstalledError(Exception):
+    """A peer that a case needs is not here; the message is its name."""
+
+
+def require(*packages: str) -> None:
+    """Raise ``NotInstalledError`` unless every package can be imported."""
+    for package in packages:
+        if not installed(package):
+            raise NotInstalledError(package)
+
+
+def installed(package: str) -> bool:
+    """Whether a package is here, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
+class Baseline(NamedTuple):
+    """What a program is measured against, in turn with it in one process.
+
+    Attributes:
+        run: function of ``arguments``; compiled by ``jax.jit`` if ``jit``.
+        arguments: pytrees of arrays, or whatever a peer takes.
+        check: the result's error; nothing is timed unless the baseline is right too.
+        forwards: forward evaluations that the program may take on top of the baseline; the ratio
+            is (program - forwards x forward) / baseline.
+        target: the ratio aimed at, at most; ``None`` where there is none.
+        jit: false for a program that is not JAX's.
+    """
+
+    run: Callable[..., Any]
+    arguments: tuple
+    check: Callable[[Any], float]
+    forwards: int = 0
+    target: float | None = None
+    jit: bool = True
 
 
 class Program(NamedTuple):
@@ -47,6 +92,7 @@ class Program(NamedTuple):
         parameters: sizes and settings, for the record.
         dtype: of the computation.
         jit: false for a program that is not JAX's, such as a NumPy twin.
+        baselines: other programs by name, right to the same tolerance.
     """
 
     run: Callable[..., Any]
@@ -58,23 +104,58 @@ class Program(NamedTuple):
     parameters: Mapping[str, Any] = MappingProxyType({})
     dtype: str = "float32"
     jit: bool = True
+    baselines: Mapping[str, Baseline] = MappingProxyType({})
+
+
+class Target(NamedTuple):
+    """A number the project has set itself, and what was found.
+
+    Attributes:
+        what: what the number is of.
+        value: found.
+        bound: the largest that is good enough.
+    """
+
+    what: str
+    value: float
+    bound: float
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**self._asdict(), "met": bool(self.value <= self.bound)}
+
+
+class Table(NamedTuple):
+    """Rows computed once, the same on every run.
+
+    Attributes:
+        compute: ``() -> (rows, targets)``. A row has a ``method``, a ``status`` ("ok", "failed",
+            "not installed") and whatever the module's figure draws.
+        parameters: sizes and settings, for the record.
+        dtype: of the computation.
+    """
+
+    compute: Callable[[], tuple[list[dict[str, Any]], list[Target]]]
+    parameters: Mapping[str, Any] = MappingProxyType({})
+    dtype: str = "float64"
 
 
 class Case(NamedTuple):
-    """A named program: ``module/what/variant``.
+    """A named program or table: ``module/what/variant``.
 
     Attributes:
         name: unique; its first part is the module's name.
-        make: ``make(quick, seed)`` builds the program, smaller if ``quick``.
+        make: ``make(quick, seed)`` builds it, smaller if ``quick``.
     """
 
     name: str
-    make: Callable[[bool, int], Program]
+    make: Callable[[bool, int], Program | Table]
 
 
 def modules() -> dict[str, Any]:
-    """The benchmark modules by name."""
-    names = [m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in NOT_CASES]
+    """The benchmark modules by name; those that begin with an underscore serve them."""
+    found = [m.name for m in pkgutil.iter_modules(benchmarks.__path__)]
+    names = [name for name in found if not name.startswith("_") and name not in NOT_CASES]
     return {name: importlib.import_module(f"benchmarks.{name}") for name in sorted(names)}
 
 
@@ -117,7 +198,17 @@ def measure(case: Case, *, quick: bool = False, seed: int = 0) -> dict[str, Any]
     """
     import jax
 
-    program = case.make(quick, seed)
+    record = {"case": case.name, "seed": seed, "quick": quick}
+    try:
+        made = case.make(quick, seed)
+    except NotInstalledError as missing:
+        return record | {"status": "not installed", "message": str(missing)}
+    record |= {"parameters": dict(made.parameters), "dtype": made.dtype}
+    if isinstance(made, Table):
+        rows, targets = made.compute()
+        targets = [target.record() for target in targets]
+        return record | {"status": "ok", "rows": rows, "targets": targets, **_machine()}
+    program = made
     jax.block_until_ready(program.arguments)
     run, compile_seconds = _compile(program.run, program.arguments, program.jit)
     _reset_peak()  # what building and compiling took is not the program's
@@ -125,41 +216,59 @@ def measure(case: Case, *, quick: bool = False, seed: int = 0) -> dict[str, Any]
     out = jax.block_until_ready(run(*program.arguments))
     # Read before the check, whose reference may be larger than what is measured.
     peak = _peak_bytes()
-    error = float(program.check(out))
-    record = {
-        "case": case.name,
-        "status": "ok" if error <= program.tolerance else "failed",
-        "error": error,
+    errors = {"": float(program.check(out))}
+    del out
+    baselines = {}
+    for name, baseline in program.baselines.items():
+        baselines[name] = _compile(baseline.run, baseline.arguments, baseline.jit)
+        errors[name] = float(baseline.check(baselines[name][0](*baseline.arguments)))
+    right = all(error <= program.tolerance for error in errors.values())  # false for NaN
+    record |= {
+        "status": "ok" if right else "failed",
+        "error": max(errors.values(), key=lambda error: (math.isnan(error), error)),
         "tolerance": program.tolerance,
-        "parameters": dict(program.parameters),
-        "dtype": program.dtype,
-        "seed": seed,
-        "quick": quick,
         **_machine(),
     }
-    if record["status"] == "failed":
+    if not right:
         return record
-    del out
     forward, unit_arguments = program.forward or (None, ())
-    unit = None if forward is None else _compile(forward, unit_arguments, True)[0]
-    seconds, unit_seconds = _time(
-        (run, program.arguments), None if unit is None else (unit, unit_arguments), quick
-    )
+    unit = None if forward is None else (_compile(forward, unit_arguments, True)[0], unit_arguments)
+    others = [(baselines[name][0], b.arguments) for name, b in program.baselines.items()]
+    seconds, unit_seconds, *rivals = _time((run, program.arguments), unit, others, quick)
     record |= {
         "compile_seconds": compile_seconds,
-        "seconds": {
-            "minimum": min(seconds) / program.units,
-            "median": statistics.median(seconds) / program.units,
-            "repeats": len(seconds),
-            "products_per_run": program.units,
-        },
+        "seconds": _summary(seconds, program.units),
         "peak_memory_bytes": peak,
         "memory_above_arguments_bytes": peak - held,
     }
     if unit_seconds:
         record["forward_seconds"] = min(unit_seconds)
         record["forwards"] = record["seconds"]["minimum"] / min(unit_seconds)
+    if not program.baselines:
+        return record
+    record |= {"baselines": {}, "targets": []}
+    for (name, baseline), times in zip(program.baselines.items(), rivals, strict=True):
+        extra = baseline.forwards * min(unit_seconds) if baseline.forwards else 0.0
+        ratio = (min(seconds) - extra) / min(times)
+        record["baselines"][name] = {
+            "compile_seconds": baselines[name][1],
+            "seconds": _summary(times, program.units),
+            "forwards_on_top": baseline.forwards,
+            "ratio": ratio,
+        }
+        if baseline.target is not None:
+            target = Target(f"time over that of {name}", ratio, baseline.target)
+            record["targets"].append(target.record())
     return record
+
+
+def _summary(seconds: list[float], units: int) -> dict[str, Any]:
+    return {
+        "minimum": min(seconds) / units,
+        "median": statistics.median(seconds) / units,
+        "repeats": len(seconds),
+        "products_per_run": units,
+    }
 
 
 def _compile(run: Callable, arguments: tuple, jit: bool) -> tuple[Callable, float]:
@@ -173,9 +282,12 @@ def _compile(run: Callable, arguments: tuple, jit: bool) -> tuple[Callable, floa
 
 
 def _time(
-    program: tuple[Callable, tuple], unit: tuple[Callable, tuple] | None, quick: bool
-) -> tuple[list[float], list[float]]:
-    """Seconds of every repeat, of the program and of the unit of cost, taken in turn."""
+    program: tuple[Callable, tuple],
+    unit: tuple[Callable, tuple] | None,
+    others: list[tuple[Callable, tuple]],
+    quick: bool,
+) -> list[list[float]]:
+    """Seconds of every repeat, taken in turn: the program, the unit of cost, the others."""
     import jax
 
     def once(call: tuple[Callable, tuple]) -> float:
@@ -183,16 +295,17 @@ def _time(
         jax.block_until_ready(call[0](*call[1]))
         return time.perf_counter() - start
 
-    calls = [program] if unit is None else [program, unit]
-    for call in calls:
-        once(call)
+    calls = [program, unit, *others]
     times: list[list[float]] = [[] for _ in calls]
+    present = [(call, own) for call, own in zip(calls, times, strict=True) if call is not None]
+    for call, _ in present:
+        once(call)
     repeats = 3 if quick else REPEATS
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + (0 if quick else SECONDS * (1 + len(others)))
     while len(times[0]) < 3 or (len(times[0]) < repeats and time.perf_counter() < end):
-        for call, seconds in zip(calls, times, strict=True):
-            seconds.append(once(call))
-    return times[0], (times[1] if unit is not None else [])
+        for call, own in present:
+            own.append(once(call))
+    return times
 
 
 def _reset_peak() -> None:
@@ -224,7 +337,9 @@ def _machine() -> dict[str, Any]:
 
     device = jax.devices()[0]
     return {
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {p: version(p) for p in PACKAGES}
+        | {p: version(p) for p in PEERS if p in sys.modules},
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,
@@ -296,18 +411,28 @@ def read(results: Path = RESULTS, *, quick: bool = False) -> dict[str, list[dict
 
 
 def line(record: dict[str, Any]) -> str:
-    """One line for the terminal; a time only where the result was right."""
+    """One line for the terminal, and one for each target; a time only where it was right."""
     name = f"{record['case']:<44}"
-    if record["status"] == "crashed":
-        return f"{name} crashed: {record['message']}"
+    if record["status"] in ("crashed", "not installed"):
+        return f"{name} {record['status']}: {record['message']}"
     if record["status"] == "failed":
         return f"{name} FAILED: error {record['error']:.2g} > {record['tolerance']:.2g}, not timed"
+    targets = "".join(
+        f"\n    {'met   ' if target['met'] else 'MISSED'} {target['what']}: "
+        f"{target['value']:.3g}, aimed at <= {target['bound']:.3g}"
+        for target in record.get("targets", ())
+    )
+    if "rows" in record:
+        bad = sum(row["status"] == "failed" for row in record["rows"])
+        missing = sum(row["status"] == "not installed" for row in record["rows"])
+        counts = f"{len(record['rows'])} rows, {bad} failed, {missing} not installed"
+        return f"{name} {counts}{targets}"
     seconds = record["seconds"]
     forwards = f"{record['forwards']:8.2f} forwards" if "forwards" in record else " " * 17
     return (
         f"{name} {1e3 * seconds['minimum']:10.3f} ms (median {1e3 * seconds['median']:.3f}) "
         f"{forwards} {record['memory_above_arguments_bytes'] / 2**20:8.0f} MiB "
-        f"error {record['error']:.1e}"
+        f"error {record['error']:.1e}{targets}"
     )
 
 
