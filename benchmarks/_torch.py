@@ -101,9 +101,12 @@ def to_torch(images):
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def to_numpy(tensor) -> np.ndarray:
-    """Back to channels last."""
-    return tensor.permute(0, 2, 3, 1).contiguous().numpy()
+def evaluate(function, x) -> np.ndarray:
+    """The network's images, channels last."""
+    import torch
+
+    with torch.no_grad():
+        return function(x).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def arnoldi(function, x, start, num_products: int):
@@ -148,25 +151,31 @@ def _norms(v):
     return (v * v).sum((1, 2, 3), keepdim=True).sqrt()
 
 
-def lanczos(function, x, start, num_products: int):
+def lanczos(function, x, start, num_products: int, *, fresh: bool = False):
     """Ritz values of (J + J^T)/2 by Lanczos, ``torch.func.jvp`` and ``torch.func.vjp``.
 
-    The reverse pass keeps its one forward evaluation for all products; the forward-mode product
-    has no such form in the published code and evaluates the network anew. Reorthogonalized once
-    against the whole basis, by modified Gram-Schmidt.
+    Orthogonalized against the whole basis, by modified Gram-Schmidt.
+
+    Args:
+        function: images -> images.
+        x: the images.
+        start: the first vectors.
+        num_products: products.
+        fresh: evaluate the network anew for every transposed product, as for every forward one;
+            otherwise one forward evaluation serves all of them.
 
     Returns:
         Ritz values, ascending, [batch, num_products].
     """
     import torch
 
-    _, transposed = torch.func.vjp(function, x)
+    kept = None if fresh else torch.func.vjp(function, x)[1]
 
     def product(v):
+        transposed = torch.func.vjp(function, x)[1] if kept is None else kept
         with torch.no_grad():
-            forward = torch.func.jvp(function, (x,), (v,))[1]
-        return (forward + transposed(v)[0].detach()) / 2
+            return (torch.func.jvp(function, (x,), (v,))[1] + transposed(v)[0]) / 2
 
-    projected = _gram_schmidt(product, start, num_products)
     with torch.no_grad():
+        projected = _gram_schmidt(product, start, num_products)
         return torch.linalg.eigvalsh((projected + projected.mT) / 2).numpy()
