@@ -3,6 +3,8 @@ from .arnoldi import eigs as eigs
 from .estimate import Estimate as Estimate
 from .exact import diagonal_exact as diagonal_exact
 from .exact import trace_exact as trace_exact
+from .lanczos import Eigenpairs as Eigenpairs
+from .lanczos import eigsh as eigsh
 from .probes import gaussian as gaussian
 from .probes import orthonormal as orthonormal
 from .probes import rademacher as rademacher
@@ -12,10 +14,12 @@ from .quadrature import spectral_density as spectral_density
 
 __all__ = [
     "ComplexEigenpairs",
+    "Eigenpairs",
     "Estimate",
     "SpectralDensity",
     "diagonal_exact",
     "eigs",
+    "eigsh",
     "gaussian",
     "orthonormal",
     "rademacher",
