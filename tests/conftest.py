@@ -21,8 +21,12 @@ def x64():
         yield
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config, items):
-    """Leave the nightly sizes out unless they are asked for (``pytest -m nightly``)."""
+    """Mark what the fixture runs in double precision; leave out the nightly sizes unless asked."""
+    for item in items:
+        if "x64" in getattr(item, "fixturenames", ()):
+            item.add_marker("x64")
     if "nightly" in config.option.markexpr:
         return
     large = [item for item in items if item.get_closest_marker("nightly")]
