@@ -27,9 +27,10 @@ def dual_vectors(
         The s_i as rows, in the basis of U; and the lengths ``s_i^T R e_i >= 0``.
     """
     kept = scale > noise * jnp.max(scale)
-    inverse = jnp.where(kept, right / jnp.where(kept, scale, 1), 0)
+    right = jnp.where(kept[None, :], right, 0)
+    inverse = right / jnp.where(kept, scale, 1)[None, :]
     size = jnp.linalg.norm(inverse, axis=1)
-    dependence = 1 - jnp.sum(jnp.where(kept, right, 0) ** 2, axis=1)
+    dependence = 1 - jnp.sum(right**2, axis=1)
     # A null vector n of R says column i = -(sum_j n_j column_j)/n_i up to noise/n_i; its
     # component n_i^2 is `dependence`. Where that is small, column i is independent but for noise.
     lost = (dependence < float(jnp.finfo(scale.dtype).eps) ** 0.5) & (size > 0)
