@@ -27,11 +27,11 @@ from memjax._core.cost import Cost
 from memjax._core.errors import InputError
 from memjax._core.status import Status
 from memjax.calculus.linearization import Field, check_field
+from memjax.calculus.p_laplace import Exponents, exponents
 from memjax.linalg._operator import check_count
 from memjax.linalg.estimate import Estimate
 from memjax.linalg.probes import gaussian, orthonormal, sphere
 
-Exponents = float | int | tuple[float | int, ...]
 Length = float | int | Float[Array, ""]
 
 _MIN_FRAMES = 8
@@ -135,7 +135,7 @@ def p_laplacian_flux(
 
     Accuracy: unbiased for the ball mean (p < inf). As r -> 0 one pair has the variance
     ``(2d/(d + 2)) (|A|_F^2 - (tr A)^2/d)``, A the symmetric part of dF/dx: none for A = c I. For
-    p = inf, ``(d/(d + 2)) (|J s|^2 |s|^2 + (1 - 2/d) (s^T J s)^2)``. Rounding adds about
+    p = inf, ``(d/(d + 2)) (|J^T s|^2 |s|^2 + (1 - 2/d) (s^T J s)^2)``. Rounding adds about
     ``eps |F| sqrt(d)/r``, and r has to stand out of ``eps |x|``. Powers of |s| neither overflow
     nor underflow unless the value does.
 
@@ -146,8 +146,9 @@ def p_laplacian_flux(
     fewer than 8 frames the pairs are counted as if independent: right for m << d, an upper bound
     towards m = d, and scaled so that its square is on average never below the variance (samples
     of degree 4 have correlation 3/(d^2 - 1) within a frame, the largest of any degree, which
-    matters in low d only). From 8 frames on it is the spread of their means. Samples for p = inf
-    are skewed as r -> 0: 95 % intervals from 8 to 16 of them cover about 91 %.
+    matters in low d only). From 8 frames on it is the spread of their means. Samples are skewed
+    where the curvature lies in one or two directions (few modes; p = inf): 95 % intervals from 8
+    to 32 pairs then cover 85 to 93 %.
 
     Cost: 2 m forward evaluations for all exponents together, and O(m d min(m, d)) operations to
     orthonormalize. The gradient with respect to x (directions held) costs 2 m vjps and stores
@@ -165,24 +166,24 @@ def p_laplacian_flux(
         una funzione dei punti dello spazio assume alla superficie di una sfera (the mean-value
         expansion). Antithetic pairs, error bars and p = inf are ours.
     """
-    exponents = _check_exponents(p)
+    exponents(p)
     _check_length("radius", radius)
     check_count("num_pairs", num_pairs, 1)
     if directions not in ("orthonormal", "independent"):
         raise InputError(f"directions: expected 'orthonormal' or 'independent', got {directions!r}")
 
     def estimate(x: Float[Array, "..."], key: PRNGKeyArray) -> FluxEstimate:
-        like = _enter(field, x)
-        r = jnp.asarray(radius, like.dtype)
+        base = _enter(field, x)
+        r = jnp.asarray(radius, base.dtype)
         width = r / math.sqrt(x.size)
         frames = directions == "orthonormal"
         draw = orthonormal if frames else sphere
         ends = _evaluate_pairs(
-            field, x, lambda pair: like, draw(key, num_pairs, like), width, chunk_size
+            field, x, lambda pair: base, draw(key, num_pairs, base), width, chunk_size
         )
         unit = width if scaled else jnp.full_like(width, math.sqrt(x.size))
-        grouping = _group_frames(num_pairs, x.size) if frames else _Grouping(1, 1.0)
-        return _summarize(ends, exponents, unit, r > 0, grouping, single=exponents is not p)
+        grouping = _group_frames(num_pairs, x.size) if frames else _INDEPENDENT
+        return _summarize(ends, p, unit, r > 0, grouping)
 
     return estimate
 
@@ -213,9 +214,10 @@ def p_laplacian_ball(
         p: exponent or tuple of exponents, each in [1, inf]. Static.
         radius: r > 0, in units of x; a number or a traced scalar.
         num_pairs: m >= 1 points, with one random direction each. Static.
-        step: h > 0, in units of x; a number or a traced scalar. None: ``(3 eps)^(1/3) r/d^(1/3)``
-            with the eps of x's dtype, which balances truncation and rounding for a score that
-            varies over r/sqrt(d), as it does at noise sigma for r = sigma sqrt(d).
+        step: h > 0, in units of x; a number or a traced scalar. None: ``h = L (3 eps max(1,
+            |x|_max/L))^(1/3)`` with L = r/sqrt(d) and the eps of x's dtype. It balances truncation
+            and rounding for a score that varies over L, as it does at noise sigma for
+            r = sigma sqrt(d).
         chunk_size: evaluations made together. None for all at once.
 
     Returns:
@@ -241,36 +243,36 @@ def p_laplacian_ball(
         Brokman et al. (2025), arXiv:2505.08246 (the volume form; there differences along all d
         coordinates at every point).
     """
-    exponents = _check_exponents(p)
+    exponents(p)
     _check_length("radius", radius)
     if step is not None:
         _check_length("step", step)
     check_count("num_pairs", num_pairs, 1)
 
     def estimate(x: Float[Array, "..."], key: PRNGKeyArray) -> FluxEstimate:
-        like = _enter(field, x)
-        d = x.size
-        r = jnp.asarray(radius, like.dtype)
+        base = _enter(field, x)
+        r = jnp.asarray(radius, base.dtype)
+        length = r / math.sqrt(x.size)
         if step is None:
-            h = (3 * float(jnp.finfo(x.dtype).eps) / d) ** (1 / 3) * r
+            largest = jax.lax.stop_gradient(jnp.max(jnp.abs(base)))
+            roundoff = float(jnp.finfo(x.dtype).eps) * jnp.maximum(1, largest / length)
+            h = (3 * roundoff) ** (1 / 3) * length
         else:
-            h = jnp.asarray(step, like.dtype)
+            h = jnp.asarray(step, base.dtype)
         side_key, depth_key, direction_key = jax.random.split(key, 3)
-        side = sphere(side_key, num_pairs, like)
-        depth = jax.random.uniform(depth_key, (num_pairs,), like.dtype) ** (1 / d)
-        width = h / math.sqrt(d)
+        side = sphere(side_key, num_pairs, base)
+        depth = jax.random.uniform(depth_key, (num_pairs,), base.dtype) ** (1 / x.size)
+        width = h / math.sqrt(x.size)
         ends = _evaluate_pairs(
             field,
             x,
-            lambda pair: like + (r / math.sqrt(d) * depth[pair]) * side[pair],
-            sphere(direction_key, num_pairs, like),
+            lambda pair: base + (length * depth[pair]) * side[pair],
+            sphere(direction_key, num_pairs, base),
             width,
             chunk_size,
         )
         valid = (r > 0) & (h > 0)
-        return _summarize(
-            ends, exponents, width, valid, _Grouping(1, 1.0), single=exponents is not p
-        )
+        return _summarize(ends, p, width, valid, _INDEPENDENT)
 
     return estimate
 
@@ -328,17 +330,17 @@ def p_laplacian_stein(
         Statistics 9(6), 1135-1151, lemma 2. Brokman et al. (2025), arXiv:2505.08246 (why r =
         w sqrt(d)).
     """
-    exponents = _check_exponents(p)
+    exponents(p)
     _check_length("width", width)
     check_count("num_pairs", num_pairs, 1)
 
     def estimate(x: Float[Array, "..."], key: PRNGKeyArray) -> FluxEstimate:
-        like = _enter(field, x)
-        w = jnp.asarray(width, like.dtype)
+        base = _enter(field, x)
+        w = jnp.asarray(width, base.dtype)
         ends = _evaluate_pairs(
-            field, x, lambda pair: like, gaussian(key, num_pairs, like), w, chunk_size
+            field, x, lambda pair: base, gaussian(key, num_pairs, base), w, chunk_size
         )
-        return _summarize(ends, exponents, w, w > 0, _Grouping(1, 1.0), single=exponents is not p)
+        return _summarize(ends, p, w, w > 0, _INDEPENDENT)
 
     return estimate
 
@@ -355,6 +357,9 @@ class _Grouping(NamedTuple):
 
     block: int
     factor: float
+
+
+_INDEPENDENT = _Grouping(1, 1.0)
 
 
 def _evaluate_pairs(
@@ -394,23 +399,22 @@ def _length_and_cosine(
 
 def _summarize(
     ends: _Ends,
-    exponents: tuple[float | int, ...],
+    p: Exponents,
     unit: Float[Array, ""],
     valid: Bool[Array, ""],
     grouping: _Grouping,
-    *,
-    single: bool,
 ) -> FluxEstimate:
     """Means over pairs of v . (F+ - F-) / (2 unit) for every exponent, with their errors."""
+    every = exponents(p)
     largest = jax.lax.stop_gradient(jnp.max(ends.length))
     largest = jnp.where(largest == 0, 1, largest)
-    samples = jnp.stack([_samples(ends, p, largest) for p in exponents])
+    samples = jnp.stack([_samples(ends, one, largest) for one in every])
     mean = jnp.mean(samples, axis=1)
     error, freedom = _standard_error(jax.lax.stop_gradient(samples - mean[:, None]), grouping)
     # The factor |s|^(p-1) (three powers for p = inf) comes last: squares of it would overflow.
-    scale = jnp.stack([largest ** (3 if math.isinf(p) else p - 1) for p in exponents]) / unit
+    scale = jnp.stack([largest ** (3 if math.isinf(one) else one - 1) for one in every]) / unit
 
-    ones = jnp.asarray([p == 1 for p in exponents])
+    ones = jnp.asarray(every) == 1
     undefined = (ones & jnp.any(ends.length == 0)) | ~valid
     value = jnp.where(undefined, jnp.nan, scale * mean)
     error = jnp.where(jnp.isnan(value), jnp.nan, jax.lax.stop_gradient(scale) * error)
@@ -419,7 +423,7 @@ def _summarize(
         jnp.where(undefined, jnp.int32(Status.UNDEFINED), jnp.int32(Status.OK)),
         jnp.int32(Status.NONFINITE),
     )
-    if single:
+    if not isinstance(p, tuple):
         value, error, status = value[0], error[0], status[0]
     cost = Cost(forward=ends.length.size)
     return FluxEstimate(value, error, jnp.asarray(freedom, jnp.int32), status, cost)
@@ -456,10 +460,10 @@ def _group_frames(m: int, d: int) -> _Grouping:
     """How to estimate the error of m samples g(n) = g(-n) in orthonormal frames of d.
 
     On two orthogonal directions, harmonics of degree l have the correlation P_l(0) of the
-    Legendre polynomial of R^d: -1/(d-1) for l = 2, c = 3/(d^2-1) for l = 4, and less than that
+    Legendre polynomial of R^d: -1/(d-1) for l = 2, c = 3/(d^2-1) for l = 4, and no more than c
     for every other even l. With q the share of pairs of samples that stand in one frame, their
-    sample variance has the expectation (1 - q c) var g at least, and m times that of the mean is
-    (1 + (m-1) q c) var g at most.
+    sample variance has the expectation (1 - q c) var g at least, and m times the variance of
+    their mean is (1 + (m-1) q c) var g at most.
     """
     frames = -(-m // d)
     if d == 1 or frames >= _MIN_FRAMES:
@@ -472,19 +476,12 @@ def _group_frames(m: int, d: int) -> _Grouping:
     return _Grouping(1, math.sqrt((1 + (m - 1) * hidden) / (1 - hidden)))
 
 
-def _check_exponents(p: Exponents) -> tuple[float | int, ...]:
-    exponents = p if isinstance(p, tuple) else (p,)
-    if not exponents or not all(q >= 1 for q in exponents):
-        raise InputError(f"p: expected numbers in [1, infinity], got {p}")
-    return exponents
-
-
 def _check_length(name: str, value: Length) -> None:
     if isinstance(value, float | int) and not 0 < value < math.inf:
         raise InputError(f"{name}: expected a positive finite number, got {value}")
 
 
-def _enter(field: Field, x: Float[Array, "..."]) -> Float[Array, "..."]:
+def _enter(field: Field, x: Array) -> Float[Array, "..."]:
     """X in the precision to compute in: its own, or float32 if that is less."""
     check_field(field, x)
     if x.size == 0:
