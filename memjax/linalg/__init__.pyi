@@ -11,6 +11,10 @@ from .probes import rademacher as rademacher
 from .probes import sphere as sphere
 from .quadrature import SpectralDensity as SpectralDensity
 from .quadrature import spectral_density as spectral_density
+from .trace import trace_hutchinson as trace_hutchinson
+from .trace import trace_hutchpp as trace_hutchpp
+from .trace import trace_xnystrace as trace_xnystrace
+from .trace import trace_xtrace as trace_xtrace
 
 __all__ = [
     "ComplexEigenpairs",
@@ -26,4 +30,8 @@ __all__ = [
     "spectral_density",
     "sphere",
     "trace_exact",
+    "trace_hutchinson",
+    "trace_hutchpp",
+    "trace_xnystrace",
+    "trace_xtrace",
 ]

@@ -1,12 +1,16 @@
 """Random test arrays with E v v^T = I, for estimates of traces and diagonals."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memjax.linalg._operator import check_count, check_like
+
+Probes = Callable[[PRNGKeyArray, int, Float[Array, "..."]], Float[Array, "..."]]
+"""``(key, num, like) -> [num, *like.shape]`` with E v v^T = I."""
 
 # What sets them apart is the variance of v^T A v, with A_s = (A + A^T)/2:
 #     Rademacher   2 (|A_s|_F^2 - sum_i A_ii^2)                  0 for every diagonal A
@@ -20,8 +24,8 @@ def _check(num: int, like: Array) -> None:
     check_like(like)
 
 
-def _working_dtype(like: Array):
-    """Half precision draws in single: no random numbers or QR worth having below it."""
+def working_dtype(like: Array):
+    """Dtype to draw, factorize and sum in: that of ``like``, but at least single precision."""
     return like.dtype if jnp.finfo(like.dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
@@ -74,7 +78,7 @@ def gaussian(
     (5, 2, 3)
     """
     _check(num, like)
-    draws = jax.random.normal(key, (num, *like.shape), _working_dtype(like))
+    draws = jax.random.normal(key, (num, *like.shape), working_dtype(like))
     return draws.astype(like.dtype)
 
 
@@ -102,7 +106,7 @@ def sphere(key: PRNGKeyArray, num: int, like: Float[Array, "*shape"]) -> Float[A
     """
     _check(num, like)
     d = like.size
-    draws = jax.random.normal(key, (num, d), _working_dtype(like))
+    draws = jax.random.normal(key, (num, d), working_dtype(like))
     norm = jnp.linalg.norm(draws, axis=1, keepdims=True)
     # A draw of exact zeros happens for d = 1: a float32 normal has finitely many values.
     probes = jnp.where(norm > 0, math.sqrt(d) * draws / jnp.where(norm > 0, norm, 1), 1)
@@ -145,7 +149,7 @@ def orthonormal(
     _check(num, like)
     d = like.size
     width = min(num, d)
-    draws = jax.random.normal(key, (-(-num // width), d, width), _working_dtype(like))
+    draws = jax.random.normal(key, (-(-num // width), d, width), working_dtype(like))
     q, r = jnp.linalg.qr(draws)
     signs = jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1, 1)
     rows = math.sqrt(d) * jnp.swapaxes(q, -2, -1) * signs[..., None]
