@@ -42,10 +42,20 @@ class ComplexEigenpairs(NamedTuple):
     num_products: Int[Array, ""]
 
 
+class _Selected(NamedTuple):
+    """The k most extreme eigenpairs of H; ``keys`` descend."""
+
+    keys: Float[Array, " k"]
+    values: Complex[Array, " k"]
+    vectors: Complex[Array, "m k"]
+    residuals: Float[Array, " k"]
+
+
 class _State(NamedTuple):
     """A Q^T = Q^T H + remainder q e_n^T, orthonormal rows Q of the basis and q, n = size.
 
-    ``best`` are the keys of the k selected values when the last block closed, -inf before.
+    ``found`` is what the last step selected, if it looked. ``best`` are the keys of the k selected
+    values when the last block closed, -inf before.
     """
 
     basis: Float[Array, "m d"]
@@ -54,19 +64,11 @@ class _State(NamedTuple):
     remainder: Float[Array, ""]
     norm: Float[Array, ""]
     size: Int[Array, ""]
+    found: _Selected
     best: Float[Array, " k"]
     closed: Bool[Array, ""]
     status: Int[Array, ""]
     done: Bool[Array, ""]
-
-
-class _Selected(NamedTuple):
-    """The k most extreme eigenpairs of H; ``keys`` descend."""
-
-    keys: Float[Array, " k"]
-    values: Complex[Array, " k"]
-    vectors: Complex[Array, "m k"]
-    residuals: Float[Array, " k"]
 
 
 class _Plan(NamedTuple):
@@ -159,7 +161,7 @@ def eigs(
         return _decide(plan, state, select, running)
 
     state = jax.lax.while_loop(lambda s: ~s.done, step, _initial(plan, first))
-    return _report(plan, state, select, like)
+    return _report(plan, state, like)
 
 
 def _make_plan(like, k, which, tol, num_products) -> _Plan:
@@ -197,6 +199,7 @@ def _initial(plan: _Plan, first: Float[Array, " d"]) -> _State:
         remainder=jnp.zeros((), dtype),
         norm=jnp.zeros((), dtype),
         size=jnp.int32(0),
+        found=_nothing(plan, dtype),
         best=jnp.full(plan.k, -jnp.inf, dtype),
         closed=jnp.asarray(False),
         status=jnp.int32(Status.NOT_CONVERGED),
@@ -236,9 +239,10 @@ def _expand(plan: _Plan, state: _State, w: Float[Array, " d"], key: PRNGKeyArray
 def _decide(plan: _Plan, state: _State, select, running: Bool[Array, ""]) -> _State:
     """Stop, or say what the next block has to improve on."""
     finite = jnp.isfinite(state.norm)
-    enough = state.size >= plan.k
+    full = state.size == plan.m
     searching = jnp.any(state.best > -jnp.inf)
-    looked = running & finite & enough & (state.closed | ~searching)
+    due = (state.size >= plan.k) & (state.closed | ~searching) | full
+    looked = running & finite & due
     found = select(looked, state.hessenberg, state.size, state.remainder, state.norm)
     # A block that closed holds each eigenvalue of A outside the earlier ones: once it brings
     # nothing that counts among the k, nothing is left that would.
@@ -250,9 +254,21 @@ def _decide(plan: _Plan, state: _State, select, running: Bool[Array, ""]) -> _St
     status = jnp.where(complete, jnp.int32(Status.BREAKDOWN), state.status)
     status = jnp.where(finite, status, jnp.int32(Status.NONFINITE))
     return state._replace(
+        found=found,
         best=jnp.where(looked & state.closed, found.keys, state.best),
         status=status,
-        done=complete | converged | ~finite | (state.size == plan.m),
+        done=complete | converged | full | ~finite,
+    )
+
+
+def _nothing(plan: _Plan, dtype) -> _Selected:
+    """What was selected without looking."""
+    complex_dtype = np.result_type(dtype, np.complex64)
+    return _Selected(
+        keys=jnp.full(plan.k, -jnp.inf, dtype),
+        values=jnp.full(plan.k, jnp.nan, complex_dtype),
+        vectors=jnp.full((plan.m, plan.k), jnp.nan, complex_dtype),
+        residuals=jnp.full(plan.k, jnp.nan, dtype),
     )
 
 
@@ -262,19 +278,9 @@ def _select(plan: _Plan, wanted, hessenberg, size, remainder, norm) -> _Selected
     Wrapped in ``sequential_vmap``: under ``vmap`` a ``cond`` would solve the eigenproblem in every
     lane at every step, needed or not, and LAPACK takes the lanes one by one anyway.
     """
-    dtype, k = hessenberg.dtype, plan.k
-    complex_dtype = np.result_type(dtype, np.complex64)
-
-    def skip():
-        return _Selected(
-            keys=jnp.full(k, -jnp.inf, dtype),
-            values=jnp.full(k, jnp.nan, complex_dtype),
-            vectors=jnp.zeros((plan.m, k), complex_dtype),
-            residuals=jnp.full(k, jnp.inf, dtype),
-        )
 
     def solve():
-        used = jnp.arange(plan.m) < size
+        used = jnp.arange(plan.m, dtype=jnp.int32) < size
         block = jnp.where(used[:, None] & used[None, :], hessenberg, 0)
         top = jnp.max(jnp.abs(block))
         unit = jnp.where(top > 0, top, jnp.ones_like(top))
@@ -292,19 +298,19 @@ def _select(plan: _Plan, wanted, hessenberg, size, remainder, norm) -> _Selected
         }[plan.which]
         keys = jnp.where(inside, keys, -jnp.inf)
         # Stable, and equal for conjugates, which LAPACK puts side by side, the positive one first.
-        order = jnp.lexsort((jnp.abs(values.imag), -values.real, -keys))[:k]
+        order = jnp.lexsort((jnp.abs(values.imag), -values.real, -keys))[: plan.k]
         values, vectors = values[order], vectors[:, order]
         error = _apply(block, vectors) - vectors * values[None, :]
         coupled = remainder * jnp.abs(vectors[size - 1])
         rounding = plan.noise * norm
         return _Selected(
             keys=keys[order] * unit,
-            values=values * unit.astype(complex_dtype),
+            values=values * unit.astype(values.dtype),
             vectors=vectors,
             residuals=unit * jnp.linalg.norm(error, axis=0) + coupled + rounding,
         )
 
-    return jax.lax.cond(wanted, solve, skip)
+    return jax.lax.cond(wanted, solve, lambda: _nothing(plan, hessenberg.dtype))
 
 
 def _apply(a: Float[Array, "p m"], z: Complex[Array, "m k"]) -> Complex[Array, "p k"]:
@@ -312,25 +318,22 @@ def _apply(a: Float[Array, "p m"], z: Complex[Array, "m k"]) -> Complex[Array, "
     return jax.lax.complex(matmul(a, z.real), matmul(a, z.imag))
 
 
-def _report(plan: _Plan, state: _State, select, like: Float[Array, "..."]) -> ComplexEigenpairs:
-    """Back from the basis to the space of ``like``."""
-    finite = state.status != Status.NONFINITE
-    found = select(finite, state.hessenberg, state.size, state.remainder, state.norm)
-    vectors = _apply(state.basis.T, found.vectors).T
-    finite = finite & jnp.all(jnp.isfinite(found.residuals))
+def _report(plan: _Plan, state: _State, like: Float[Array, "..."]) -> ComplexEigenpairs:
+    """Back from the basis to the space of ``like``; NaN where the last step could not look."""
+    found, vectors = state.found, _apply(state.basis.T, state.found.vectors).T
     complete = state.status == Status.BREAKDOWN
-    converged = finite & (complete | (found.residuals <= plan.tol * state.norm))
+    converged = complete | (found.residuals <= plan.tol * state.norm)
     status = jnp.where(
         (state.status == Status.NOT_CONVERGED) & jnp.all(converged),
         jnp.int32(Status.OK),
         state.status,
     )
-    nan = jnp.asarray(jnp.nan, like.dtype)
+    finite = jnp.all(jnp.isfinite(found.residuals))
     return ComplexEigenpairs(
-        values=jnp.where(finite, found.values, nan.astype(found.values.dtype)),
-        vectors=jnp.where(finite, vectors, nan.astype(vectors.dtype)).reshape(-1, *like.shape),
-        residuals=jnp.where(finite, found.residuals, nan),
-        converged=converged,
+        values=found.values,
+        vectors=vectors.reshape(-1, *like.shape),
+        residuals=found.residuals,
+        converged=converged & finite,
         status=jnp.where(finite, status, jnp.int32(Status.NONFINITE)),
         num_products=state.size,
     )
