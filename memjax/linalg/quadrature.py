@@ -27,6 +27,8 @@ class SpectralDensity(NamedTuple):
     top and is not in the standard error: at most 2 |v|^2 times the distance of f, in the maximum
     norm on the interval of the spectrum, from the polynomials of that degree.
 
+    The methods are for one operator; over a batch, ``vmap`` them.
+
     Attributes:
         nodes: Ritz values, ascending; a rule that needs fewer repeats its largest with weight zero.
         weights: not negative; those of one probe sum to |v|^2 (d for all probes but Gaussian ones).
@@ -66,11 +68,10 @@ class SpectralDensity(NamedTuple):
     def count_above(self, tau: float | int | Float[Array, ""]) -> Estimate:
         """Estimate the number of eigenvalues above tau: ``trace`` of a step.
 
-        A Gauss rule resolves a step only to the distance of its nodes. With tau in a gap of the
-        spectrum that nodes have found the rule is as good as exact; with tau inside a cluster or
-        a continuum the weight of the nodes beside tau is counted on one side or the other.
-        ``count_bias`` bounds what that can do. An eigenvalue within rounding of tau may fall on
-        either side.
+        A Gauss rule resolves a step only to the distance of its nodes. In a gap of the spectrum it
+        soon is as good as exact; with tau inside a cluster or a continuum about the weight of a
+        node there may be counted on the wrong side. ``count_bias`` bounds that error, which is not
+        in the standard error. An eigenvalue within rounding of tau may fall on either side.
 
         Args:
             tau: threshold.
@@ -94,27 +95,37 @@ class SpectralDensity(NamedTuple):
     def count_bias(self, tau: float | int | Float[Array, ""]) -> Float[Array, ""]:
         """Bound the error that the rules, not the probes, make in the counts at tau.
 
-        By the separation theorem of Chebyshev, Markov and Stieltjes, with nodes
-        ``t_j <= tau < t_(j+1)`` the rule for ``v^T 1(A <= tau) v`` is off by no more than the
-        larger of the weights of those two nodes; nothing where ``exact``. The bound is the mean of
-        that over the probes, and holds for the mean over these probes, whatever the spectrum.
+        A Gauss rule and the measure it stands for share their moments, and two such measures
+        differ on either side of tau by at most ``rho(tau) = 1/sum_k p_k(tau)^2``, with p_k the
+        orthonormal polynomials of degree k < num_steps (Chebyshev, Markov, Stieltjes). From the
+        rule itself, ``1/rho(tau) = sum_j l_j(tau)^2/w_j`` with the Lagrange polynomials l_j of its
+        nodes. It is the weight of the node at a node, falls geometrically in num_steps in a gap,
+        and is zero where ``exact``.
 
         Args:
             tau: threshold.
 
         Returns:
-            A number of eigenvalues, to be read beside the standard error of the count.
+            A number of eigenvalues, the mean over the probes, to be read beside the standard error
+            of the count. It holds for these probes, whatever the spectrum, up to rounding.
 
         References:
-            Szego (1975), Orthogonal Polynomials, 4th edition, theorem 3.41.1.
+            Akhiezer (1965), The Classical Moment Problem, section 2.5 (the inequalities).
         """
-        left = jnp.where(self.nodes <= tau, self.nodes, -jnp.inf)
-        right = jnp.where(self.nodes > tau, self.nodes, jnp.inf)
-        beside = (self.nodes == jnp.max(left, axis=-1, keepdims=True)) | (
-            self.nodes == jnp.min(right, axis=-1, keepdims=True)
-        )
-        bound = jnp.max(jnp.where(beside, self.weights, self._outside()), axis=-1)
-        return jnp.mean(jnp.where(self.exact, jnp.zeros_like(bound), bound), axis=-1)
+
+        def rule(nodes, weights, exact):
+            eps = jnp.finfo(nodes.dtype).eps
+            others = ~jnp.eye(nodes.size, dtype=bool)
+            apart = jnp.abs(nodes[:, None] - nodes[None, :])
+            # Both floors, on what rounding leaves of a distance and of a weight, widen the bound.
+            apart = jnp.maximum(apart, eps * jnp.max(jnp.abs(nodes)))
+            there = jnp.log(jnp.abs(nodes - tau))[None, :]
+            log_basis = jnp.sum(jnp.where(others, there - jnp.log(apart), 0), axis=1)
+            log_weights = jnp.log(weights + eps**2 * jnp.sum(weights))
+            bound = jnp.exp(-jax.nn.logsumexp(2 * log_basis - log_weights))
+            return jnp.where(exact, jnp.zeros_like(bound), bound)
+
+        return jnp.mean(jax.vmap(rule)(self.nodes, self.weights, self.exact))
 
     def density(
         self, points: Float[Array, " p"], width: float | int | Float[Array, ""]
@@ -139,24 +150,24 @@ class SpectralDensity(NamedTuple):
 
         def at(t):
             z = (self.nodes - t) / width
-            return jnp.sum(self.weights * jnp.exp(-0.5 * z**2), axis=-1)
+            return self.weights * jnp.exp(-0.5 * z**2) / (width * (2 * jnp.pi) ** 0.5)
 
-        values = jax.vmap(at, out_axes=-1)(points) / (width * (2 * jnp.pi) ** 0.5)
-        return self._summary(values, axis=-2)
+        return self._estimate(jax.vmap(at)(points))
 
-    def _outside(self) -> Float[Array, "m steps"]:
+    def _outside(self) -> Float[Array, "... m steps"]:
         """Zero, or NaN where the rule failed (which comparisons would hide)."""
         return 0 * self.weights
 
-    def _estimate(self, terms: Float[Array, "m steps"]) -> Estimate:
-        return self._summary(jnp.sum(terms, axis=-1), axis=-1)
-
-    def _summary(self, values: Float[Array, "..."], axis: int) -> Estimate:
-        """Mean over the probes and its standard error."""
-        num_probes = values.shape[axis]
+    def _estimate(self, terms: Float[Array, "... m steps"]) -> Estimate:
+        """Sum over the nodes, mean over the probes and its standard error."""
+        if self.nodes.ndim != 2:
+            shape = list(self.nodes.shape)
+            raise InputError(f"nodes: expected [m, steps] (vmap the method), got shape {shape}")
+        values = jnp.sum(terms, axis=-1)
+        num_probes = values.shape[-1]
         return Estimate(
-            value=jnp.mean(values, axis=axis),
-            standard_error=jnp.std(values, axis=axis, ddof=1) / num_probes**0.5,
+            value=jnp.mean(values, axis=-1),
+            standard_error=jnp.std(values, axis=-1, ddof=1) / num_probes**0.5,
             degrees_of_freedom=jnp.int32(num_probes - 1),
             status=finite_status(values),
             num_products=self.num_products,
@@ -301,7 +312,7 @@ def _gauss(
     """Nodes and weights of the rule that T stands for; the weights sum to ``total``."""
     steps = state.diagonal.size
     finite = jnp.isfinite(state.norm)
-    used = jnp.arange(steps) < state.size
+    used = jnp.arange(steps, dtype=jnp.int32) < state.size
     diagonal = jnp.where(finite, state.diagonal, 0)
     off_diagonal = jnp.where(finite, state.off_diagonal, 0)[:-1]
     top = jnp.maximum(jnp.max(jnp.abs(diagonal)), jnp.max(jnp.abs(off_diagonal), initial=0))
