@@ -16,8 +16,22 @@ from ._core.status import Status as Status
 from .auditing.plan import Calibration as Calibration
 from .auditing.result import AuditResult as AuditResult
 from .auditing.run import audit as audit
+from .calculus.differential import asymmetry as asymmetry
+from .calculus.differential import asymmetry_exact as asymmetry_exact
+from .calculus.differential import curl as curl
+from .calculus.differential import divergence as divergence
+from .calculus.differential import hessian as hessian
+from .calculus.differential import laplacian as laplacian
+from .calculus.flux import p_laplacian_ball as p_laplacian_ball
+from .calculus.flux import p_laplacian_flux as p_laplacian_flux
+from .calculus.flux import p_laplacian_stein as p_laplacian_stein
 from .calculus.linearization import Linearization as Linearization
 from .calculus.linearization import linearize as linearize
+from .calculus.p_laplace import level_set_curvature as level_set_curvature
+from .calculus.p_laplace import p_laplacian as p_laplacian
+from .calculus.p_laplace import p_laplacian_of as p_laplacian_of
+from .calculus.stencil import divergence_stencil as divergence_stencil
+from .calculus.stencil import p_laplacian_stencil as p_laplacian_stencil
 from .checkpoints.files import load as load
 from .checkpoints.files import save as save
 from .data.images import ImageSet as ImageSet
@@ -37,8 +51,21 @@ from .diffusion.conformance import check_score as check_score
 from .diffusion.model import Model as Model
 from .diffusion.prediction import from_prediction as from_prediction
 from .diffusion.sampling import sample as sample
+from .linalg.arnoldi import eigs as eigs
+from .linalg.choice import diagonal_auto as diagonal_auto
+from .linalg.diagonal import diagonal_hutchinson as diagonal_hutchinson
+from .linalg.diagonal import diagonal_xdiag as diagonal_xdiag
+from .linalg.diagonal import diagonal_xnysdiag as diagonal_xnysdiag
+from .linalg.estimate import Estimate as Estimate
 from .linalg.exact import diagonal_exact as diagonal_exact
 from .linalg.exact import trace_exact as trace_exact
+from .linalg.lanczos import eigsh as eigsh
+from .linalg.lattice import diagonal_lattice as diagonal_lattice
+from .linalg.quadrature import spectral_density as spectral_density
+from .linalg.trace import trace_hutchinson as trace_hutchinson
+from .linalg.trace import trace_hutchpp as trace_hutchpp
+from .linalg.trace import trace_xnystrace as trace_xnystrace
+from .linalg.trace import trace_xtrace as trace_xtrace
 from .report.build import build_report as build_report
 from .training.loop import train as train
 
@@ -50,6 +77,7 @@ __all__ = [
     "ConditionalMixture",
     "Cost",
     "Empirical",
+    "Estimate",
     "Gaussian",
     "GaussianMixture",
     "ImageSet",
@@ -58,6 +86,8 @@ __all__ = [
     "Model",
     "NNXNetwork",
     "Status",
+    "asymmetry",
+    "asymmetry_exact",
     "at",
     "audit",
     "auditing",
@@ -67,25 +97,49 @@ __all__ = [
     "check_score",
     "checkpoints",
     "classifier_guided",
+    "curl",
     "data",
     "densities",
     "detect",
+    "diagonal_auto",
     "diagonal_exact",
+    "diagonal_hutchinson",
+    "diagonal_lattice",
+    "diagonal_xdiag",
+    "diagonal_xnysdiag",
     "difference",
     "diffusion",
+    "divergence",
+    "divergence_stencil",
+    "eigs",
+    "eigsh",
     "evaluate",
     "from_prediction",
     "gap",
     "guided",
+    "hessian",
+    "laplacian",
+    "level_set_curvature",
     "linalg",
     "linearize",
     "load",
     "load_images",
     "networks",
+    "p_laplacian",
+    "p_laplacian_ball",
+    "p_laplacian_flux",
+    "p_laplacian_of",
+    "p_laplacian_stein",
+    "p_laplacian_stencil",
     "report",
     "sample",
     "save",
+    "spectral_density",
     "trace_exact",
+    "trace_hutchinson",
+    "trace_hutchpp",
+    "trace_xnystrace",
+    "trace_xtrace",
     "train",
     "training",
 ]
