@@ -43,9 +43,9 @@ class FluxEstimate(NamedTuple):
 
     Attributes:
         value: the estimate, one for every exponent: a scalar, or ``[len(p)]`` for a tuple p.
-        standard_error: of each value over the random directions (and points); it does not hold
-            the smoothing bias. Infinite if one pair, or one plane's frame, shows no spread.
-            Carries no gradient.
+        standard_error: of each value over the random directions (and points), not of the
+            smoothing. Infinite where there is nothing to tell it from: one pair, or one frame of
+            the plane. Carries no gradient.
         degrees_of_freedom: of the standard error, for Student's t.
         status: a ``Status`` for each value. ``NONFINITE``: an evaluation or the value is not
             finite. ``UNDEFINED``, with the value NaN: p = 1 and the score is exactly zero at an
@@ -161,10 +161,10 @@ def p_laplacian_flux(
 
     References:
         Brokman et al. (2025), Identifying memorization of diffusion models through p-Laplace
-        analysis: estimators, bounds and applications, arXiv:2505.08246 (the flux form; there one
-        direction at a time and without a scale). P. Pizzetti (1909), Sulla media dei valori che
-        una funzione dei punti dello spazio assume alla superficie di una sfera (the mean-value
-        expansion). Antithetic pairs, error bars and p = inf are ours.
+        analysis: estimators, bounds and applications, arXiv:2505.08246 (p-Laplacians of
+        log-densities by flux and by volume; antithetic pairs, error bars and p = inf are ours).
+        P. Pizzetti (1909), Sulla media dei valori che una funzione dei punti dello spazio assume
+        alla superficie di una sfera, Rendiconti Lincei 18, 182-185 (the mean-value expansion).
     """
     exponents(p)
     _check_length("radius", radius)
@@ -240,8 +240,8 @@ def p_laplacian_ball(
     -12.0
 
     References:
-        Brokman et al. (2025), arXiv:2505.08246 (the volume form; there differences along all d
-        coordinates at every point).
+        Brokman et al. (2025), arXiv:2505.08246 (the volume form; their code takes differences
+        along all d coordinates at every point, ours along one direction).
     """
     exponents(p)
     _check_length("radius", radius)
