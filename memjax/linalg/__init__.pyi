@@ -1,10 +1,18 @@
 from .arnoldi import ComplexEigenpairs as ComplexEigenpairs
 from .arnoldi import eigs as eigs
+from .choice import DiagonalChoice as DiagonalChoice
+from .choice import DiagonalMethod as DiagonalMethod
+from .choice import diagonal_auto as diagonal_auto
+from .diagonal import diagonal_hutchinson as diagonal_hutchinson
+from .diagonal import diagonal_xdiag as diagonal_xdiag
+from .diagonal import diagonal_xnysdiag as diagonal_xnysdiag
 from .estimate import Estimate as Estimate
 from .exact import diagonal_exact as diagonal_exact
 from .exact import trace_exact as trace_exact
 from .lanczos import Eigenpairs as Eigenpairs
 from .lanczos import eigsh as eigsh
+from .lattice import diagonal_lattice as diagonal_lattice
+from .lattice import lattice_probes as lattice_probes
 from .probes import gaussian as gaussian
 from .probes import orthonormal as orthonormal
 from .probes import rademacher as rademacher
@@ -18,13 +26,21 @@ from .trace import trace_xtrace as trace_xtrace
 
 __all__ = [
     "ComplexEigenpairs",
+    "DiagonalChoice",
+    "DiagonalMethod",
     "Eigenpairs",
     "Estimate",
     "SpectralDensity",
+    "diagonal_auto",
     "diagonal_exact",
+    "diagonal_hutchinson",
+    "diagonal_lattice",
+    "diagonal_xdiag",
+    "diagonal_xnysdiag",
     "eigs",
     "eigsh",
     "gaussian",
+    "lattice_probes",
     "orthonormal",
     "rademacher",
     "spectral_density",

@@ -86,7 +86,7 @@ def diagonal_leave_one_out(
     cosines = jnp.where(apart, cosines, 0)
 
     def add_pairs(total, row):
-        q_i, z_i, w_i, g_i, c, use = row
+        (q_i, z_i, w_i), g_i, c, use = [part[None] for part in row[:3]], *row[3:]
         c, sine = c[:, None], 1 - c[:, None] ** 2
         d_ij = (q - c * q_i) * (z - c * z_i + c * g_i * w_i)
         d_ji = (q_i - c * q) * (z_i - c * z + c * g * probes)

@@ -59,8 +59,8 @@ class DiagonalChoice(NamedTuple):
 
 # The pilot is at most this long: it must cost little, and show decay over a few octaves.
 _MAX_PILOT = 16
-# A rank prediction runs on an extrapolated spectrum: it must promise this much less variance.
-_RANK_MARGIN = 0.5
+# A rank prediction is hopeful (a spectrum extrapolated), the lattice's is cautious.
+_RANK_MARGIN = 0.1
 # Without spatial decay lattice and independent signs tie; only a clear loss counts.
 _HUTCHINSON_MARGIN = 0.5
 
@@ -221,7 +221,7 @@ def _choose(
     energies, off_diagonal = lattice_energies(probes * products)
     unresolved = error_energy(energies, d)
     levels_left = colors.bit_length() - p.bit_length()
-    lattice = unresolved * (decay(energies) / 2) ** levels_left
+    lattice = unresolved * (decay(energies) / 2) ** levels_left / (m // colors)
     hutchinson = (off_diagonal + unresolved) / m
 
     _, _, lengths = range_of(products, product_noise(probes[0]))

@@ -43,7 +43,8 @@ def _colors(
     shape = tuple(like.shape[a] for a in axes)
     position = []
     for axis, (a, n) in enumerate(zip(axes, shape, strict=True)):
-        offset = jax.random.randint(jax.random.fold_in(key, axis), (), 0, 1 << (n - 1).bit_length())
+        key_axis, period = jax.random.fold_in(key, axis), 1 << (n - 1).bit_length()
+        offset = jax.random.randint(key_axis, (), 0, period, jnp.int32)
         position.append(jax.lax.broadcasted_iota(jnp.int32, like.shape, a) + offset)
     digits = []
     for level in range(max([(n - 1).bit_length() for n in shape], default=0)):
@@ -129,7 +130,7 @@ def lattice_probes(
         key_signs, key_offset = jax.random.split(jax.random.fold_in(key, i))
         signs = jax.random.rademacher(key_signs, like.shape, like.dtype).reshape(-1)
         color = _colors(key_offset, like, axes, channel_colors)
-        odd = jax.lax.population_count(jnp.arange(size)[:, None] & color.astype(int)[None]) & 1
+        odd = jax.lax.population_count(jnp.arange(size, dtype=jnp.int32)[:, None] & color[None]) & 1
         probes.append(jnp.where(odd == 1, -signs, signs))
     return jnp.concatenate(probes).reshape(num, *like.shape)
 
@@ -210,14 +211,17 @@ def lattice_estimate(
     energies = level_energies(classes)
     unresolved = error_energy(energies, d)
     value, total, start = classes[0], jnp.ones_like(unresolved), first
+    variance = unresolved
     for size in rounds[1:]:
-        # A coarser round errs by the finer classes of the first as well; weigh by 1/variance.
+        # A coarser round errs by the finer classes of the first as well. Its weight is the square
+        # of the inverse variances' ratio: `unresolved` is cautious, so the ratio is too large.
         finer = range(size.bit_length() - 1, bits)
-        variance = unresolved + sum(energies[i] * (first >> i + 1) for i in finer)
-        weight = jnp.where(variance > 0, unresolved / jnp.where(variance > 0, variance, 1), 0)
+        more = unresolved + sum(energies[i] * (first >> i + 1) for i in finer)
+        weight = jnp.where(more > 0, unresolved / jnp.where(more > 0, more, 1), 0) ** 2
         value = value + weight * jnp.mean(forms[start : start + size], axis=0)
+        variance = variance + weight**2 * more
         total, start = total + weight, start + size
-    value = value / total
+    value, variance = value / total, variance / total**2
 
     if channel_bits and not channel_colors:
         # Entries of one pixel share every class that was told apart: no product shows how much.
@@ -231,7 +235,7 @@ def lattice_estimate(
     local = (local / num_classes).reshape(like.shape)
     reach = math.ceil(2 ** (max(bits - channel_bits, 0) / max(len(axes), 1)))
     local = (local + _smooth(local, axes, reach)) / 2
-    return value, jnp.sqrt(local.reshape(-1) * (unresolved / total)), 4 * num_classes
+    return value, jnp.sqrt(local.reshape(-1) * variance), 4 * num_classes
 
 
 def diagonal_lattice(
@@ -270,8 +274,8 @@ def diagonal_lattice(
         like: an array of that shape and dtype; its values are not used.
         key: source of randomness.
         num_products: products in all, >= 1; best a power of two. Else its binary digits are
-            rounds with fresh signs and offsets, weighted by their inverse variances. From the
-            number of entries on, the diagonal is computed exactly. Static.
+            rounds with fresh signs and offsets, weighted by how well they separate. From the number
+            of entries on, the diagonal is computed exactly. Static.
         spatial_axes: axes along which distance is measured; ``None`` for the first two, or the
             only one. Static.
         channel_colors: whether the entries of one pixel (the remaining axes) have colors of
@@ -281,11 +285,11 @@ def diagonal_lattice(
 
     Returns:
         The estimate, with ``min(num_products, d)`` products used, per-entry standard errors
-        (infinite for one product) and their degrees of freedom; ``Status.NONFINITE`` where a
-        product is not finite.
+        (infinite for one product) and their degrees of freedom. Status ``NONFINITE`` (and NaN) if
+        a product is.
 
     Raises:
-        InputError: ``num_products`` < 1, the product unlike its argument, or bad axes.
+        InputError: ``num_products`` < 1; A v is not like v; ``spatial_axes`` are no distinct axes.
 
     Cost: products, and O(num_products d log num_products). Unbiased up to the weights of rounds.
 
