@@ -175,9 +175,12 @@ class SpectralDensity(NamedTuple):
 
 
 class _State(NamedTuple):
-    """A V^T = V^T T + remainder v e_n^T, T tridiagonal, n = size."""
+    """A V^T = V^T T + remainder v e_n^T with V the first n = size rows of the basis, v the next.
 
-    basis: Float[Array, "steps d"]
+    Each step ends by writing its vector: XLA would copy a basis that is read after it was written.
+    """
+
+    basis: Float[Array, "steps+1 d"]
     diagonal: Float[Array, " steps"]
     off_diagonal: Float[Array, " steps"]
     vector: Float[Array, " d"]
@@ -273,10 +276,10 @@ def spectral_density(
 
 
 def _initial(vector: Float[Array, " d"], steps: int) -> _State:
-    """An empty basis."""
+    """A basis of one vector, not yet multiplied."""
     dtype = vector.dtype
     return _State(
-        basis=jnp.zeros((steps, vector.size), dtype),
+        basis=jnp.zeros((steps + 1, vector.size), dtype).at[0].set(vector),
         diagonal=jnp.zeros(steps, dtype),
         off_diagonal=jnp.zeros(steps, dtype),
         vector=vector,
@@ -287,19 +290,19 @@ def _initial(vector: Float[Array, " d"], steps: int) -> _State:
 
 
 def _expand(state: _State, w: Float[Array, " d"], noise: float) -> _State:
-    """Take the vector into the basis, its product w into T, the remainder as the next vector."""
+    """Take the product w of the vector into T, and its remainder into the basis."""
     n = state.size
-    basis = state.basis.at[n].set(state.vector)
-    rest, column = orthogonalize(basis, w)
+    rest, column = orthogonalize(state.basis, w)
     norm = jnp.maximum(state.norm, length(w))
     remainder = length(rest)
     # Negated, so that a NaN closes it too. With the whole space in the basis nothing is left.
     closed = ~(remainder > noise * norm) | (n + 1 == w.size)
+    vector = rest / jnp.where(closed, jnp.ones_like(remainder), remainder)
     return _State(
-        basis=basis,
+        basis=jax.lax.dynamic_update_index_in_dim(state.basis, vector, n + 1, 0),
         diagonal=state.diagonal.at[n].set(column[n]),
         off_diagonal=state.off_diagonal.at[n].set(jnp.where(closed, 0, remainder)),
-        vector=rest / jnp.where(closed, jnp.ones_like(remainder), remainder),
+        vector=vector,
         norm=norm,
         size=n + 1,
         closed=closed,
