@@ -31,7 +31,8 @@ class Estimate(NamedTuple):
             level: coverage, in (0, 1).
 
         Returns:
-            Lower and upper ends as NumPy arrays; for a batch of estimates, batched alike.
+            Lower and upper ends as NumPy arrays; for a batch of estimates, batched alike. Without
+            a degree of freedom (a single product) they are infinite.
         """
         from scipy.stats import t
 
@@ -39,4 +40,5 @@ class Estimate(NamedTuple):
         freedom = np.asarray(self.degrees_of_freedom, dtype=float)
         freedom = freedom.reshape(freedom.shape + (1,) * (value.ndim - freedom.ndim))
         half = t.ppf((1 + level) / 2, freedom) * np.asarray(self.standard_error)
-        return value - half, value + half
+        half = np.where(freedom > 0, half, np.inf)
+        return np.asarray(value - half), np.asarray(value + half)
