@@ -25,11 +25,13 @@ class Method(NamedTuple):
         estimate: ``estimate(key, products)``, traceable in the key: the value, or
             ``(value, extra)`` with a dictionary of numbers, such as ``flagged``.
         package: the peer to be imported; ``None`` for ours.
+        most: products beyond which it has nothing to gain; ``None`` without a limit.
     """
 
     name: str
     estimate: Callable[[jax.Array, int], Any]
     package: str | None = None
+    most: int | None = None
 
 
 def rounded(x: float) -> float:
@@ -58,7 +60,7 @@ def rows(
         if method.package is not None and not installed(method.package):
             out.append({"method": method.name, "status": "not installed"})
             continue
-        for products in budgets:
+        for products in (b for b in budgets if method.most is None or b <= method.most):
             row: dict[str, Any] = {"method": method.name, "products": products}
             out.append(row)
             try:
@@ -107,15 +109,24 @@ def panels(count: int, height: float = 3.2):
     return figure, axes[:count]
 
 
-def draw(records: list[dict[str, Any]], titles: dict[str, str], quantity: str):
-    """One panel a record, one line a method: filled marks right, crosses where it failed.
+def draw(
+    records: list[dict[str, Any]],
+    titles: dict[str, str],
+    quantity: str,
+    unit: str = "products",
+    canvas=None,
+):
+    """One panel a record, one line a method; crosses at the top where it failed.
 
     Args:
         records: of tables made by ``rows``.
         titles: of the panels, by the last part of the case's name.
         quantity: label of the vertical axes.
+        unit: label of the horizontal axes.
+        canvas: figure and axes, of which the first are drawn on.
     """
-    figure, axes = panels(len(records))
+    figure, axes = canvas or panels(len(records))
+    axes = axes[: len(records)]
     names = list(dict.fromkeys(row["method"] for record in records for row in record["rows"]))
     styles = {name: (MARKERS[i % 10], COLORS[i % 10]) for i, name in enumerate(names)}
     handles: dict[str, Any] = {}
@@ -135,7 +146,7 @@ def draw(records: list[dict[str, Any]], titles: dict[str, str], quantity: str):
                 marker=marker,
                 color=color,
                 linestyle="-" if ours else "--",
-                markersize=4.5 if ours else 6,
+                markersize=4.5 if ours else 7,
                 markerfacecolor=color if ours else "none",
                 linewidth=1.1,
             )
@@ -154,7 +165,7 @@ def draw(records: list[dict[str, Any]], titles: dict[str, str], quantity: str):
     for axis in axes[::3]:
         axis.set_ylabel(quantity, fontsize=9)
     for axis in axes[-3:]:
-        axis.set_xlabel("products", fontsize=9)
+        axis.set_xlabel(unit, fontsize=9)
     missing = {row["method"] for r in records for row in r["rows"] if "products" not in row}
     labels = [name + (" (not installed)" if name in missing else "") for name in handles]
     figure.legend(handles.values(), labels, loc="outside upper center", ncols=4, fontsize=8)
