@@ -2,7 +2,8 @@
 
 ``cost``: twenty products of a fixed-budget run, linearization included, on the U-Net, against
 twenty bare applications of the same linear map in a loop. ``torch``: the same runs against the
-published method in PyTorch, same network, same weights, same start.
+published method in PyTorch, same network, same weights, same start. ``products``: products
+until the six largest eigenpairs have a residual of 1e-6 |A|, median of twenty starts, in float64.
 """
 
 from functools import partial
@@ -11,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import _torch
+from benchmarks import _krylov_peers, _torch
+from benchmarks._krylov_peers import Problem
+from benchmarks._precision import COLORS, MARKERS, panels, rounded
 from benchmarks._unet import Network, field, forward, network, parameters
-from benchmarks.harness import Baseline, Case, Program, require
+from benchmarks.harness import Baseline, Case, Program, Table, Target, installed, require
 from memjax.calculus.linearization import linearize
 from memjax.linalg.arnoldi import eigs
 from memjax.linalg.lanczos import eigsh
@@ -22,6 +25,18 @@ PRODUCTS = 20
 PAIRS = 6
 BARE_TARGET = 1.08
 TORCH_TARGET = 1 / 3
+RESIDUAL = 1e-6
+STARTS = 20
+SMALL_BASIS = 32
+SAME = f"basis {SMALL_BASIS}"
+MEMJAX_SMALL = f"memjax, {SAME}"
+SPECTRA = {
+    "score": "score near a stored image",
+    "learned-score": "the same, learned: a bulk, 20 outliers",
+    "geometric": "geometric, ratio .9",
+    "low-rank": "rank 10",
+    "ring": "Laplacian of a ring of 200",
+}
 
 
 def _eigsh(kind, module, weights, points, starts):
@@ -189,8 +204,111 @@ def _against_torch(method: str, quick: bool, seed: int) -> Program:
     return setting.program(partial(_eigsh, kind), setting.check_symmetric, **baselines)
 
 
+def _semicircle(count: int):
+    """Quantiles of the semicircle on [-1, 1]."""
+    x = np.linspace(-1, 1, 20001)
+    mass = np.cumsum(np.sqrt(1 - x**2))
+    return np.interp((np.arange(count) + 0.5) / count, mass / mass[-1], x)
+
+
+def _eigenvalues(name: str, n: int):
+    """The spectrum of a test operator; "ring" is a Laplacian by stencil instead."""
+    i = np.arange(n, dtype=float)
+    if name == "score":
+        # -1/(sigma^2 + c): sixty directions with variance c from 1 to 1e-4, the others pinned.
+        free = 6 * n // 100
+        variance = np.where(i < free, 10.0 ** (-4 * i / free), 0.0)
+        return -1 / (0.1**2 + variance)
+    if name == "learned-score":
+        # The pinned directions of a learned score spread around -1/sigma^2.
+        free = 2 * n // 100
+        bulk = -100 + 10 * _semicircle(n - free)
+        return np.concatenate([-1 / (0.1**2 + 10.0 ** (-2 * np.arange(free) / free)), bulk])
+    return {"geometric": 0.9**i, "low-rank": np.where(i < 10, 1.0 - i / 20, 0.0)}[name]
+
+
+def _problem(name: str, quick: bool, seed: int) -> Problem:
+    n = 100 if quick else 200 if name == "ring" else 1000
+    starts = np.random.default_rng(seed).standard_normal((3 if quick else STARTS, n))
+    if name == "ring":
+
+        def ring(v):
+            roll = np.roll if isinstance(v, np.ndarray) else jnp.roll
+            return 2 * v - roll(v, 1, axis=0) - roll(v, -1, axis=0)
+
+        return Problem(ring, n, PAIRS, RESIDUAL, 4.0, 0.0, starts)
+    values = _eigenvalues(name, n)
+
+    def apply(v):
+        return (values if v.ndim == 1 else values[:, None]) * v
+
+    norm, lowest = float(np.max(np.abs(values))), float(np.min(values))
+    return Problem(apply, n, PAIRS, RESIDUAL, norm, lowest, starts)
+
+
+def _row(method: str, found, problem: Problem) -> dict:
+    """Median products; failed if half of the starts or more missed the residual."""
+    counts = np.array([count for count, _ in found])
+    residuals = np.array([residual for _, residual in found])
+    # A solver may stop at its own estimate of |A|, a little below it.
+    right = residuals <= 1.1 * problem.tol
+    low, median, high = np.quantile(counts, (0.1, 0.5, 0.9))
+    return {
+        "method": method,
+        "status": "ok" if np.mean(right) > 0.5 else "failed",
+        "products": float(median),
+        "low": float(low),
+        "high": float(high),
+        "missed": int(np.sum(~right)),
+        "residual": rounded(float(np.median(residuals))),
+    }
+
+
+def _products(name: str, quick: bool, seed: int) -> Table:
+    problem = _problem(name, quick, seed)
+
+    def compute():
+        with jax.enable_x64(True):
+            reference = _krylov_peers.unrestarted(problem)
+            counts = sorted(count for count, _ in reference)
+            fits = min(problem.n, max(counts[-1] + 10, SMALL_BASIS))
+            rows = [
+                _row("unrestarted reference", reference, problem),
+                _row("memjax, basis fits", _krylov_peers.memjax(problem, fits), problem),
+                _row(MEMJAX_SMALL, _krylov_peers.memjax(problem, SMALL_BASIS), problem),
+            ]
+            for size, label in ((None, "default basis"), (SMALL_BASIS, SAME), (fits, "basis fits")):
+                method = f"scipy eigsh, {label}"
+                rows.append(_row(method, _krylov_peers.scipy(problem, size), problem))
+            rows.append(_row("jax LOBPCG", _krylov_peers.lobpcg(problem), problem))
+            if installed("matfree"):
+                median = counts[len(counts) // 2]
+                found = _krylov_peers.matfree(problem, median)
+                rows.append(_row("matfree, told the length", found, problem))
+            else:
+                rows.append({"method": "matfree, told the length", "status": "not installed"})
+        return rows, _targets(rows)
+
+    sizes = {"dimension": problem.n, "pairs": PAIRS, "residual": RESIDUAL}
+    return Table(compute, sizes | {"starts": len(problem.starts), "small_basis": SMALL_BASIS})
+
+
+def _targets(rows) -> list[Target]:
+    products = {row["method"]: row["products"] for row in rows if row["status"] == "ok"}
+    ours = products.get("memjax, basis fits", np.nan)
+    small = products.get(MEMJAX_SMALL, np.nan)
+    peers = [count for name, count in products.items() if not name.startswith(("mem", "unr"))]
+    reference = products["unrestarted reference"]
+    same = products.get(f"scipy eigsh, {SAME}", np.nan)
+    return [
+        Target("products over those of unrestarted Lanczos, basis fits", ours / reference, 1.02),
+        Target("products over those of the best peer, basis fits", ours / min(peers), 1.0),
+        Target("products over those of scipy, same basis", small / same, 1.0),
+    ]
+
+
 def cases() -> list[Case]:
-    """Cost against bare products and against PyTorch."""
+    """Cost against bare products and against PyTorch; products to a residual."""
     symmetric = "check_symmetric"
     return [
         *(
@@ -205,4 +323,56 @@ def cases() -> list[Case]:
             Case(f"lanczos/torch/{method}", partial(_against_torch, method))
             for method in ("arnoldi", "lanczos")
         ),
+        *(Case(f"lanczos/products/{name}", partial(_products, name)) for name in SPECTRA),
     ]
+
+
+def figure(records):
+    """Cost and its parts above, products to a residual below."""
+    costs = [record for record in records if record.get("baselines")]
+    tables = [record for record in records if "rows" in record]
+    figure, axes = panels(2 + len(tables))
+    for axis, title in zip(axes, ("cost", "torch"), strict=False):
+        labels, times, colors = [], [], []
+        for record in costs:
+            _, group, name = record["case"].split("/")
+            if group != title:
+                continue
+            entries = {f"{name}: memjax": record} | record["baselines"]
+            for label, entry in entries.items():
+                seconds = entry["seconds"]
+                total = seconds["minimum"] * seconds["products_per_run"]
+                ratio = f" ({entry['ratio']:.2f})" if "ratio" in entry else ""
+                labels.append(f"{label}{ratio}")
+                times.append(total)
+                colors.append("#0072B2" if entry is record else "0.75")
+        places = np.arange(len(labels))
+        axis.barh(places, times, color=colors)
+        axis.set_yticks(places, labels, fontsize=7)
+        axis.invert_yaxis()
+        axis.set_xlabel("seconds for 20 products, 8 images", fontsize=9)
+        what = "bare products" if title == "cost" else "PyTorch"
+        axis.set_title(f"against {what} (ratio of memjax to it)", fontsize=9)
+        axis.tick_params(axis="x", labelsize=8)
+    for axis, record in zip(axes[2:], tables, strict=True):
+        names = [row["method"] for row in record["rows"]]
+        for i, row in enumerate(record["rows"]):
+            if "products" not in row:
+                axis.text(1, i, "not installed", fontsize=7, va="center")
+                continue
+            color = COLORS[0] if row["method"].startswith("memjax") else "0.3"
+            marker = "x" if row["status"] == "failed" else MARKERS[0]
+            axis.plot([row["low"], row["high"]], [i, i], color=color, linewidth=1)
+            axis.plot(row["products"], i, marker, color=color, markersize=5)
+            text = f"  {row['products']:.0f}" + (" failed" if row["status"] == "failed" else "")
+            axis.text(row["high"], i, text, fontsize=7, va="center")
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+        axis.invert_yaxis()
+        axis.set_xscale("log")
+        low, high = axis.get_xlim()
+        axis.set_xlim(low, high * 3)
+        axis.set_title(SPECTRA[record["case"].split("/")[-1]], fontsize=9)
+        axis.set_xlabel("products, median of starts", fontsize=9)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.grid(axis="x", color="0.92")
+    return figure
