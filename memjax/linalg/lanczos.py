@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
 from memjax._core.status import Status
-from memjax.linalg._krylov import matmul, orthogonalize, product_noise
-from memjax.linalg._operator import Matvec, check_count, check_matvec
+from memjax.linalg._krylov import check_krylov, length, matmul, orthogonalize, product_noise
+from memjax.linalg._operator import Matvec, check_count
 
 FAILURE_PROBABILITY = 1e-6
 """Of a missed eigenvalue where ``extreme`` says that none was (over the random vectors drawn)."""
@@ -158,7 +158,7 @@ def eigsh(
         matvec: v -> A v on arrays of one shape (any rank), A symmetric, traceable. Of a matrix
             that is not, this uses inconsistent products: symmetrize first
             (``Linearization.symmetric``).
-        like: an array of that shape and dtype; its values are not used.
+        like: an array of that shape and dtype (float32 or float64); its values are not used.
         key: for the start, and for the fresh vectors after a breakdown.
         k: number of pairs, 1 <= k <= d. Static.
         which: "largest" or "smallest" (algebraically) or "both" ends (one more of the largest if
@@ -180,7 +180,7 @@ def eigsh(
         ``Eigenpairs``.
 
     Raises:
-        InputError: ``like`` is not floating point, A v differs from v in shape or dtype, k or a
+        InputError: ``like`` is not float32 or float64, A v differs from v in shape or dtype, k or a
             size is out of range, ``which`` is unknown, or the budget cannot hold k pairs.
 
     Without raising: a NaN or infinite product ends the run with ``NONFINITE`` and NaN values; an
@@ -200,7 +200,7 @@ def eigsh(
         Estimating the largest eigenvalue by the power and Lanczos algorithms with a random start,
         doi:10.1137/0613066, theorem 4.2.
     """
-    check_matvec(matvec, like)
+    check_krylov(matvec, like)
     plan = _make_plan(like, k, which, tol, max_products, basis_size, block_size, verify)
     first = _start_block(like, start, key, plan)
 
@@ -308,24 +308,24 @@ def _orthonormal_block(
     deficient, lengths = [], []
     for i in range(b):
         rest, along = orthogonalize(block, vectors[i])
-        length = jnp.linalg.norm(rest)
-        lacks = ~(length > threshold[i])
+        remainder = length(rest)
+        lacks = ~(remainder > threshold[i])
         other, _ = orthogonalize(jnp.concatenate([basis, block]), fresh[i])
         chosen = jnp.where(lacks, other, rest)
-        size = jnp.linalg.norm(chosen)
+        size = length(chosen)
         inside = (i < room) & (size > 0)
         unit = jnp.where(inside, chosen / jnp.where(size > 0, size, 1), 0)
         block = block.at[i].set(unit)
-        coupling = coupling.at[:, i].set(along.at[i].set(jnp.where(lacks, 0, length)))
+        coupling = coupling.at[:, i].set(along.at[i].set(jnp.where(lacks, 0, remainder)))
         deficient.append(lacks)
-        lengths.append(length)
+        lengths.append(remainder)
     return block, coupling, jnp.stack(deficient), jnp.stack(lengths)
 
 
 def _initial(first: Float[Array, "b d"], fresh: Float[Array, "b d"], plan: _Plan) -> _State:
     """An empty basis, and the start as the first block."""
     m, b, dtype = plan.basis_size, plan.block_size, first.dtype
-    lengths = jnp.linalg.norm(first, axis=1)
+    lengths = jax.vmap(length)(first)
     nonfinite = ~jnp.all(jnp.isfinite(lengths))
     empty = jnp.zeros((m, plan.d), dtype)
     block, *_ = _orthonormal_block(first, fresh, empty, 0 * lengths, jnp.int32(plan.d))
@@ -375,7 +375,7 @@ def _expand(
         rest, column = orthogonalize(basis, products[i])
         projected = projected.at[size + i, :].set(column).at[:, size + i].set(column)
         remainders.append(rest)
-    norm = jnp.maximum(state.norm, jnp.max(jnp.linalg.norm(products, axis=1)))
+    norm = jnp.maximum(state.norm, jnp.max(jax.vmap(length)(products)))
     num_valid = jnp.sum(valid, dtype=jnp.int32)
     block, triangle, deficient, lengths = _orthonormal_block(
         jnp.stack(remainders),

@@ -295,6 +295,16 @@ def test_blocks_see_multiple_values(x64):
     assert_bounds_hold(pairs, a, jnp.float64)
 
 
+def test_scale_does_not_matter():
+    """Squares that overflow or vanish in single precision."""
+    a = rotated(np.r_[1.0, 0.7, 0.4, np.zeros(20)], 0)
+    pairs, _ = run([scale * a for scale in (1e-25, 1.0, 1e25)], K, jnp.float32)
+    np.testing.assert_array_equal(pairs.num_products, pairs.num_products[1])
+    scaled = pairs.values.astype(np.float64) / np.array([[1e-25], [1.0], [1e25]])
+    np.testing.assert_allclose(scaled, [[1.0, 0.7, 0.4]] * 3, rtol=1e-5)
+    assert pairs.converged.all()
+
+
 def test_the_budget_is_kept_and_said(x64):
     pairs, a = run([rotated(np.linspace(0, 1, 80), 0)], K, jnp.float64, tol=1e-12, max_products=9)
     assert pairs.num_products[0] == 9
