@@ -18,7 +18,7 @@ def matrices():
     """A spectrum that decays by half, entries that fade with distance, and some that grow."""
     rng = np.random.default_rng(0)
     q = np.linalg.qr(rng.normal(size=(D, D)))[0]
-    grid = np.stack(np.mgrid[:16, :16], -1).reshape(-1, 2)
+    grid = np.moveaxis(np.mgrid[:16, :16], 0, -1).reshape(-1, 2)
     square = np.sum((grid[:, None] - grid[None]) ** 2, -1)
     smooth = np.exp(-square / 12.5)
     retained = np.linalg.solve(0.5 * smooth + 0.5 * np.eye(D), 0.5 * smooth)
@@ -119,7 +119,7 @@ def test_small_and_full_budgets_and_trouble():
     keys = jax.random.split(jax.random.key(6), 2)
     scale = jnp.arange(1.0, 13.0)
     rows = jnp.stack([scale, scale.at[0].set(jnp.inf)])
-    for num, method in ((1, "lattice"), (11, "lattice"), (12, "exact")):
+    for num, method in ((1, "lattice"), (8, "lattice"), (12, "exact")):
         program = jax.vmap(lambda a, key, n=num: diagonal_auto(lambda v: a * v, a, key, n))
         out = jax.jit(program)(rows, keys)
         assert DiagonalMethod(int(out.method[0])).label == method

@@ -119,7 +119,7 @@ def hard_cases(d):
 @pytest.mark.parametrize("method", METHODS)
 def test_degenerate_operators_are_ordinary(method):
     # With four entries random signs repeat up to sign all the time: dependent for another reason.
-    for d, num in ((4, 3), (12, 8)):
+    for d, num in ((12, 8),) if method is diagonal_hutchinson else ((4, 3), (12, 8)):
         matrices = hard_cases(d)
         keys = jax.random.split(jax.random.key(6), 50)
         out = over(method, (d,), num)(jnp.asarray(matrices, jnp.float32), keys)
@@ -167,7 +167,9 @@ def test_trouble_is_a_status(method):
     scale = np.ones((3, 30), np.float32)
     scale[0, 3], scale[1, :20] = np.nan, -1
     keys = jax.random.split(jax.random.key(0), 1)
-    out = over(method, (30,), 10)(jnp.asarray(scale)[:, None, :] * jnp.eye(30)[None], keys)
+    out = over(method, (30,), 10)(
+        jnp.asarray(scale[:, None, :] * np.eye(30, dtype=np.float32)), keys
+    )
     negative = Status.INDEFINITE if method is diagonal_xnysdiag else Status.OK
     assert out.status[:, 0].tolist() == [Status.NONFINITE, negative, Status.OK]
     assert np.all(np.isnan(out.value[0]))
