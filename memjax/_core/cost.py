@@ -2,6 +2,11 @@
 
 from typing import NamedTuple
 
+from jaxtyping import Array, Int
+
+Count = int | Int[Array, ""]
+"""A number of products, known in advance or counted by the program."""
+
 
 class Cost(NamedTuple):
     """Network products used, for one sample.
@@ -15,12 +20,12 @@ class Cost(NamedTuple):
         vjp: transposed products J^T u.
     """
 
-    forward: int = 0
-    jvp: int = 0
-    vjp: int = 0
+    forward: Count = 0
+    jvp: Count = 0
+    vjp: Count = 0
 
     @property
-    def total(self) -> int:
+    def total(self) -> Count:
         """All products counted alike."""
         return self.forward + self.jvp + self.vjp
 
@@ -28,6 +33,6 @@ class Cost(NamedTuple):
         """Cost of doing both."""
         return Cost(*(a + b for a, b in zip(self, other, strict=True)))
 
-    def times(self, repeats: int) -> "Cost":
+    def times(self, repeats: Count) -> "Cost":
         """Cost of doing this ``repeats`` times."""
         return Cost(*(a * repeats for a in self))

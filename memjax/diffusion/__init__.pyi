@@ -7,6 +7,18 @@ from .combine import gap as gap
 from .combine import guided as guided
 from .conformance import ScoreReport as ScoreReport
 from .conformance import check_score as check_score
+from .edges import EdgeGrowth as EdgeGrowth
+from .edges import volume_growth_edges as volume_growth_edges
+from .flow import Flow as Flow
+from .flow import Path as Path
+from .flow import ProbabilityFlow as ProbabilityFlow
+from .flow import Profile as Profile
+from .flow import probability_flow as probability_flow
+from .likelihood import LogLikelihood as LogLikelihood
+from .likelihood import LogLikelihoodRatio as LogLikelihoodRatio
+from .likelihood import bits_per_dim as bits_per_dim
+from .likelihood import log_likelihood as log_likelihood
+from .likelihood import log_likelihood_ratio as log_likelihood_ratio
 from .model import Model as Model
 from .prediction import EDMPreconditioned as EDMPreconditioned
 from .prediction import PredictionScore as PredictionScore
@@ -22,21 +34,38 @@ from .schedule import Schedule as Schedule
 from .schedule import SubVP as SubVP
 from .schedule import VarianceExploding as VarianceExploding
 from .schedule import schedule_from_config as schedule_from_config
+from .volume import FrameGrowth as FrameGrowth
+from .volume import TopGrowth as TopGrowth
+from .volume import VolumeGrowth as VolumeGrowth
+from .volume import volume_growth as volume_growth
+from .volume import volume_growth_frame as volume_growth_frame
+from .volume import volume_growth_top as volume_growth_top
 
 __all__ = [
     "ContinuousVP",
     "DiscreteVP",
     "EDMPreconditioned",
+    "EdgeGrowth",
+    "Flow",
     "FlowMatching",
+    "FrameGrowth",
     "LinenNetwork",
+    "LogLikelihood",
+    "LogLikelihoodRatio",
     "Model",
     "NNXNetwork",
+    "Path",
     "PredictionScore",
+    "ProbabilityFlow",
+    "Profile",
     "Schedule",
     "ScoreReport",
     "SubVP",
+    "TopGrowth",
     "VarianceExploding",
+    "VolumeGrowth",
     "at",
+    "bits_per_dim",
     "check_score",
     "classifier_guided",
     "ddim",
@@ -45,7 +74,14 @@ __all__ = [
     "gap",
     "guided",
     "heun",
+    "log_likelihood",
+    "log_likelihood_ratio",
     "noise_levels",
+    "probability_flow",
     "sample",
     "schedule_from_config",
+    "volume_growth",
+    "volume_growth_edges",
+    "volume_growth_frame",
+    "volume_growth_top",
 ]
