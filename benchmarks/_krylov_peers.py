@@ -1,7 +1,7 @@
 """Products that eigen-solvers need to reach a residual: ours, a plain reference, peers.
 
-Every function takes a symmetric operator as a function of NumPy or JAX columns and returns, for
-every start, the products it took and the residual that it really reached, relative to |A|.
+Every solver takes a problem and returns a ``Run`` for every start. Single-vector solvers that do
+not look further may miss copies of multiple eigenvalues: runs record whether they did.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,7 @@ class Problem(NamedTuple):
         n: dimension.
         k: pairs wanted.
         tol: residual wanted, relative to ``norm``.
-        norm: |A|.
-        lowest: an eigenvalue that no other is below.
+        values: all eigenvalues, ascending.
         starts: first vectors, [starts, n].
     """
 
@@ -31,19 +30,39 @@ class Problem(NamedTuple):
     n: int
     k: int
     tol: float
-    norm: float
-    lowest: float
+    values: np.ndarray
     starts: np.ndarray
 
-    def residual(self, values, columns) -> float:
-        """Largest of |A y - theta y| / (|A| |y|), recomputed."""
-        columns = np.asarray(columns, np.float64)
-        rest = np.asarray(self.apply(columns)) - columns * np.asarray(values)[None]
+    @property
+    def norm(self) -> float:
+        """|A|."""
+        return float(np.max(np.abs(self.values)))
+
+    def run(self, products: int, values, columns) -> "Run":
+        """What a solver found, recomputed."""
+        values, columns = np.asarray(values), np.asarray(columns, np.float64)
+        rest = np.asarray(self.apply(columns)) - columns * values[None]
         sizes = np.linalg.norm(rest, axis=0) / np.linalg.norm(columns, axis=0)
-        return float(np.max(sizes) / self.norm)
+        off = np.abs(np.sort(values) - self.values[-self.k :])
+        complete = bool(np.all(off <= 2 * self.tol * self.norm))
+        return Run(int(products), float(np.max(sizes) / self.norm), complete)
 
 
-def unrestarted(problem: Problem) -> list[tuple[int, float]]:
+class Run(NamedTuple):
+    """One start.
+
+    Attributes:
+        products: with A.
+        residual: largest of |A y - theta y| / (|A| |y|).
+        complete: whether the values are the k largest, each as often as it occurs.
+    """
+
+    products: int
+    residual: float
+    complete: bool
+
+
+def unrestarted(problem: Problem) -> list[Run]:
     """Lanczos in NumPy: the whole basis kept, orthogonalized twice, looked at after every step."""
     out = []
     for start in problem.starts:
@@ -63,13 +82,13 @@ def unrestarted(problem: Problem) -> list[tuple[int, float]]:
                 bound = beta * np.abs(z[-1, -problem.k :])
                 if np.all(bound <= problem.tol * problem.norm):
                     y = basis[:, : j + 1] @ z[:, -problem.k :]
-                    out.append((j + 1, problem.residual(theta[-problem.k :], y)))
+                    out.append(problem.run(j + 1, theta[-problem.k :], y))
                     break
             basis[:, j + 1] = w / beta
     return out
 
 
-def memjax(problem: Problem, basis_size: int) -> list[tuple[int, float]]:
+def memjax(problem: Problem, basis_size: int) -> list[Run]:
     """Ours, every start in one program."""
 
     @jax.jit
@@ -90,10 +109,10 @@ def memjax(problem: Problem, basis_size: int) -> list[tuple[int, float]]:
         return jax.lax.map(one, starts)
 
     found = zip(*map(np.asarray, run(jnp.asarray(problem.starts))), strict=True)
-    return [(int(m), problem.residual(values, y.T)) for m, values, y in found]
+    return [problem.run(m, values, y.T) for m, values, y in found]
 
 
-def scipy(problem: Problem, basis_size: int | None) -> list[tuple[int, float]]:
+def scipy(problem: Problem, basis_size: int | None) -> list[Run]:
     """ARPACK, the tolerance as loose as reaches the residual; products counted."""
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator
     from scipy.sparse.linalg import eigsh as arpack
@@ -115,40 +134,42 @@ def scipy(problem: Problem, basis_size: int | None) -> list[tuple[int, float]]:
                 )
             except ArpackNoConvergence:
                 continue
-            residual = problem.residual(values, y)
-            if residual <= problem.tol:
-                out.append((count, residual))
+            run = problem.run(count, values, y)
+            if run.residual <= problem.tol:
+                out.append(run)
                 break
         else:
-            out.append((count, float("nan")))
+            out.append(Run(count, float("nan"), False))
     return out
 
 
-def lobpcg(problem: Problem) -> list[tuple[int, float]]:
+def lobpcg(problem: Problem) -> list[Run]:
     """JAX's LOBPCG on A - lowest I, which its test of convergence needs to be positive.
 
-    Counted with k products an iteration, what an implementation that keeps A X and A P needs; this
-    one makes 4 k.
+    Counted as an implementation that keeps A X and A P would need them: k for the start, k for
+    the first directions, k an iteration. This one makes 4 k an iteration.
     """
     from jax.experimental.sparse.linalg import lobpcg_standard
 
+    lowest = float(problem.values[0])
+
     def shifted(columns):
-        return problem.apply(columns) - problem.lowest * columns
+        return problem.apply(columns) - lowest * columns
 
     # It stops at |r| < 10 n tol (theta + |A v|): the tolerance that means ours for the largest.
-    top = problem.norm if problem.lowest >= 0 else problem.norm - problem.lowest
+    top = float(problem.values[-1]) - lowest
     tol = problem.tol * problem.norm / (20 * problem.n * top)
     out = []
     for i in range(len(problem.starts)):
         rng = np.random.default_rng(i)
         x = jnp.asarray(rng.standard_normal((problem.n, problem.k)))
         values, y, iterations = lobpcg_standard(shifted, x, m=2000, tol=tol)
-        residual = problem.residual(np.asarray(values) + problem.lowest, y)
-        out.append((int(iterations) * problem.k, residual))
+        products = (int(iterations) + 2) * problem.k
+        out.append(problem.run(products, np.asarray(values) + lowest, y))
     return out
 
 
-def matfree(problem: Problem, length: int) -> list[tuple[int, float]]:
+def matfree(problem: Problem, length: int) -> list[Run]:
     """A fixed number of steps, which the caller has to know."""
     from matfree import decomp, eig
 
@@ -157,5 +178,5 @@ def matfree(problem: Problem, length: int) -> list[tuple[int, float]]:
     for start in problem.starts:
         values, rows = (np.asarray(a) for a in run(jnp.asarray(start)))
         order = np.argsort(values)[-problem.k :]
-        out.append((length, problem.residual(values[order], rows[order].T)))
+        out.append(problem.run(length, values[order], rows[order].T))
     return out

@@ -129,8 +129,8 @@ class Table(NamedTuple):
     """Rows computed once, the same on every run.
 
     Attributes:
-        compute: ``() -> (rows, targets)``. A row has a ``method``, a ``status`` ("ok", "failed",
-            "not installed") and whatever the module's figure draws.
+        compute: ``() -> (rows, targets)``. A row has a ``method``, a ``status`` ("ok", "not
+            installed", or what went wrong) and whatever the module's figure draws.
         parameters: sizes and settings, for the record.
         dtype: of the computation.
     """
@@ -423,10 +423,9 @@ def line(record: dict[str, Any]) -> str:
         for target in record.get("targets", ())
     )
     if "rows" in record:
-        bad = sum(row["status"] == "failed" for row in record["rows"])
-        missing = sum(row["status"] == "not installed" for row in record["rows"])
-        counts = f"{len(record['rows'])} rows, {bad} failed, {missing} not installed"
-        return f"{name} {counts}{targets}"
+        statuses = [row["status"] for row in record["rows"]]
+        counts = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)]
+        return f"{name} rows: {', '.join(counts)}{targets}"
     seconds = record["seconds"]
     forwards = f"{record['forwards']:8.2f} forwards" if "forwards" in record else " " * 17
     return (
