@@ -17,7 +17,7 @@ from memjax.linalg import DiagonalMethod
 from memjax.training import graded_testbed
 
 plt.rcParams.update({"figure.dpi": 110, "font.size": 10, "axes.titlesize": 10})
-BLUE, RED, YELLOW = "#4477AA", "#CC3311", "#DDAA33"
+RED = "#CC3311"
 
 # %% [markdown]
 # ## The spectrum at a stored digit
