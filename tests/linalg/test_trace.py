@@ -71,22 +71,36 @@ def operators(name, bases, seed):
     return np.array(families)
 
 
+def errors_and_estimates(name, a, keys, budget):
+    out = run(name, a, keys, budget)
+    assert not np.any(out.status)
+    trace = np.trace(a, axis1=1, axis2=2)[:, None]
+    return np.asarray(out.value) - trace, out, trace
+
+
+def bias_in_standard_errors(error):
+    return np.abs(error.mean(1)) / (error.std(1, ddof=1) / np.sqrt(error.shape[1]))
+
+
 def check_error_bars(name, bases, seed, num_keys=200):
-    """Every operator: mean bias below 4 standard errors. Every family: 92-98 % covered."""
-    a = operators(name, bases, seed)
+    """Every operator: mean bias below 4 standard errors. Every family: 92-98 % covered.
+
+    One in 10,000 unbiased means lies 4 standard errors off. An operator where that happens gets
+    20 times as many fresh keys, which would show any bias there is 4.5 times as clearly.
+    """
     # Forms of few eigenvalues are skew; their mean takes more of them to become normal.
     budget = 2 * BUDGET if name in ("hutchinson", "orthonormal") else BUDGET
-    for family in a:
-        out = run(name, family, keys(num_keys, seed), budget)
-        trace = np.trace(family, axis1=1, axis2=2)[:, None]
-        assert not np.any(out.status)
-        error = np.asarray(out.value) - trace
-        bias = error.mean(1) / (error.std(1, ddof=1) / np.sqrt(num_keys))
-        assert np.all(np.abs(bias) < 4), bias
+    families = operators(name, bases, seed)
+    for a in families:
+        error, out, trace = errors_and_estimates(name, a, keys(num_keys, seed), budget)
+        for i in np.flatnonzero(bias_in_standard_errors(error) >= 4):
+            again = keys(20 * num_keys, 1000 + seed)
+            fresh, *_ = errors_and_estimates(name, a[i : i + 1], again, budget)
+            assert bias_in_standard_errors(fresh) < 4
         low, high = out.interval(0.95)
         covered = np.mean((low <= trace) & (trace <= high))
         assert 0.92 <= covered <= 0.98, covered
-    return a.shape[0] * a.shape[1]
+    return families.shape[0] * families.shape[1]
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -422,5 +436,5 @@ def test_interval_is_students():
     a = jnp.asarray(np.random.default_rng(18).standard_normal((5, 5)), jnp.float32)
     out = trace_hutchinson(lambda v: a @ v, jnp.zeros(5, jnp.float32), jax.random.key(0), 4)
     low, high = out.interval(0.9)
-    half = student.ppf(0.95, 3) * float(out.standard_error)
-    np.testing.assert_allclose([low, high], [out.value - half, out.value + half], rtol=1e-5)
+    value, half = float(out.value), student.ppf(0.95, 3) * float(out.standard_error)
+    np.testing.assert_allclose([low, high], [value - half, value + half], rtol=1e-5)
