@@ -10,9 +10,9 @@ from .conformance import check_score as check_score
 from .edges import EdgeGrowth as EdgeGrowth
 from .edges import volume_growth_edges as volume_growth_edges
 from .flow import Flow as Flow
-from .flow import Path as Path
+from .flow import FlowPath as FlowPath
+from .flow import FlowProfile as FlowProfile
 from .flow import ProbabilityFlow as ProbabilityFlow
-from .flow import Profile as Profile
 from .flow import probability_flow as probability_flow
 from .likelihood import LogLikelihood as LogLikelihood
 from .likelihood import LogLikelihoodRatio as LogLikelihoodRatio
@@ -48,16 +48,16 @@ __all__ = [
     "EdgeGrowth",
     "Flow",
     "FlowMatching",
+    "FlowPath",
+    "FlowProfile",
     "FrameGrowth",
     "LinenNetwork",
     "LogLikelihood",
     "LogLikelihoodRatio",
     "Model",
     "NNXNetwork",
-    "Path",
     "PredictionScore",
     "ProbabilityFlow",
-    "Profile",
     "Schedule",
     "ScoreReport",
     "SubVP",

@@ -37,7 +37,9 @@ class Rule(NamedTuple):
         change = (sigma * jnp.expm1(h))[:, None]
         weights = b
         if len(b) == 4:
-            middle = jnp.log1p(jnp.expm1(h) / 2) / h
+            still = h == 0  # equal levels, known only when traced
+            middle = jnp.log1p(jnp.expm1(h) / 2) / jnp.where(still, 1, h)
+            middle = jnp.where(still, 0.5, middle)
             inner = 1 / (6 * middle * (1 - middle))
             weights = jnp.stack(
                 [0.5 - inner * (1 - middle), inner / 2, inner / 2, 0.5 - inner * middle]
@@ -76,11 +78,7 @@ class Pair(NamedTuple):
 # Both hand the last evaluation of a step to the next step; the first step makes one more.
 ADAPTIVE = {"tsit5": Pair(diffrax.Tsit5, 5, 6), "dopri8": Pair(diffrax.Dopri8, 8, 13)}
 
-ADJOINTS = {
-    "both": diffrax.DirectAdjoint,
-    "reverse": diffrax.RecursiveCheckpointAdjoint,
-    "forward": diffrax.ForwardMode,
-}
+ADJOINTS = {"both": diffrax.DirectAdjoint, "reverse": diffrax.RecursiveCheckpointAdjoint}
 
 
 class Plan(NamedTuple):
@@ -93,6 +91,8 @@ class Plan(NamedTuple):
     divergence: Divergence
     dense: bool
     derivative: str
+    rates: bool
+    """Whether an adaptive solve evaluates the rates at the nodes, for the profile."""
 
 
 class Field(eqx.Module):
@@ -110,7 +110,10 @@ class Field(eqx.Module):
     ) -> tuple[Float[Array, "..."], Rates]:
         """dx/dsigma = -sigma s, and d - d_eff, from one linearization."""
         lin = linearize(at(self.score, sigma, self.condition), x)
-        return -sigma * lin.value, self.divergence.rates(lin, sigma, self.drawn)
+        rates = self.divergence.rates(lin, sigma, self.drawn)
+        # A NaN that does not depend on x has a Jacobian of zeros.
+        known = jnp.all(jnp.isfinite(lin.value))
+        return -sigma * lin.value, rates._replace(values=jnp.where(known, rates.values, jnp.nan))
 
     def levels(self, num_steps: int) -> Float[Array, " n"]:
         """Noise levels at equal steps of log sigma, both ends included."""
@@ -144,7 +147,7 @@ class Nodes(NamedTuple):
 
     sigmas: Float[Array, " n"]
     growths: Float[Array, "n m"]
-    rates: Rates
+    rates: Rates | None
 
 
 class Trajectory(NamedTuple):
@@ -235,7 +238,7 @@ class _Controller(diffrax.AbstractStepSizeController):
 
     The error of x counts in units of the noise sigma at the step's end, root mean square over
     coordinates; that of the log volume in nats per dimension; neither below rounding.
-    The state holds whether the last step met a NaN or an infinity.
+    The state holds whether the last rejected step met a NaN or an infinity.
     """
 
     pid: diffrax.PIDController
@@ -250,7 +253,7 @@ class _Controller(diffrax.AbstractStepSizeController):
         return first, (state, jnp.asarray(False))
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, state):
-        state, _ = state
+        state, met = state
         error = self._error(t1, *jax.lax.stop_gradient((y1_candidate, y_error, args)))
         nonfinite = ~jnp.isfinite(error)
         error = jnp.where(nonfinite, jnp.inf, error)
@@ -262,7 +265,7 @@ class _Controller(diffrax.AbstractStepSizeController):
         result = diffrax.RESULTS.where(
             stuck, diffrax.RESULTS.dt_min_reached, diffrax.RESULTS.successful
         )
-        return keep, start, end, jump, (state, nonfinite), result
+        return keep, start, end, jump, (state, jnp.where(keep, met, nonfinite)), result
 
     def _error(self, s, y, error, field):
         (x, growths), (x_error, growth_errors) = y, error
@@ -316,10 +319,11 @@ def _solve_adaptive(plan: Plan, field: Field, x: Float[Array, "..."]) -> Traject
     nodes = None
     if measured:
         points, node_growths = along[0]
-        sigmas = field.levels(plan.num_steps)
-        rates = jax.lax.map(lambda node: field(*node)[1], (sigmas, points))
+        sigmas, rates = field.levels(plan.num_steps), None
+        if plan.rates:
+            rates = jax.lax.map(lambda node: field(*node)[1], (sigmas, points))
         nodes = Nodes(sigmas, node_growths, rates)
-    # Out of steps, in number or in size; if the last one met a NaN, because of it.
+    # Out of steps, in number or in size; if the last rejected one met a NaN, because of it.
     _, nonfinite = solution.controller_state  # pyright: ignore[reportGeneralTypeIssues]
     failed = jnp.where(nonfinite, jnp.int32(Status.NONFINITE), jnp.int32(Status.MAX_STEPS))
     done = solution.result == diffrax.RESULTS.successful
@@ -335,5 +339,5 @@ def _solve_adaptive(plan: Plan, field: Field, x: Float[Array, "..."]) -> Traject
         jnp.where(done, finite_status(point, growths), failed),
         accepted,
         rejected,
-        pair.evaluations * steps + 1 + measured * len(times),
+        pair.evaluations * steps + 1 + (measured and plan.rates) * len(times),
     )

@@ -13,7 +13,7 @@ from memjax._core.errors import InputError
 from memjax._core.status import Status, finite_status
 from memjax.diffusion._divergence import Divergence
 from memjax.diffusion._trajectory import ADAPTIVE, FIXED, Stages
-from memjax.diffusion.flow import ProbabilityFlow, Profile
+from memjax.diffusion.flow import FlowProfile, ProbabilityFlow
 from memjax.linalg._operator import check_count
 from memjax.linalg.lanczos import eigsh
 from memjax.linalg.probes import orthonormal
@@ -30,8 +30,8 @@ class VolumeGrowth(NamedTuple):
         normalized: ``log_volume / ceiling``, at most 1 for an exact score; above it the score is
             not one. Not clipped.
         rate: ``log_volume / log(sigma1/sigma0)``: the mean of d - d_eff over log sigma.
-        solver_error: distance of ``log_volume`` from a coarser solution (see ``volume_growth``),
-            in nats; None if it was not asked for.
+        solver_error: largest distance along the way from the log volume of a coarser solution
+            (see ``volume_growth``), in nats; None if it was not asked for.
         standard_error: of ``log_volume``, from the probes (see ``Flow``).
         profile: log volume and d_eff level by level.
         point: x(sigma1).
@@ -46,7 +46,7 @@ class VolumeGrowth(NamedTuple):
     rate: Float[Array, ""]
     solver_error: Float[Array, ""] | None
     standard_error: Float[Array, ""]
-    profile: Profile
+    profile: FlowProfile
     point: Float[Array, "..."]
     status: Int[Array, ""]
     cost: Cost
@@ -71,16 +71,16 @@ def volume_growth(
             noisy points, not clean ones, are typical: state which were taken. Towards data L and
             the ceiling are negative and their quotient is the same.
         solver_error: solve again more coarsely, an adaptive solver with 10 ``tol``, a fixed rule
-            with half the steps, and return the distance. It bounds the error of L if refining at
-            least halves that error; as a rule it is several times too large (the coarser error
-            itself). Probes are shared, so that they do not enter.
+            with half the steps (of an even number), and return the largest distance over the
+            levels of the profile. It estimates the error of the coarser solution, as a rule
+            several times that of L. Probes are shared, so that they do not enter.
 
     Returns:
         A function ``(x, key=None) -> VolumeGrowth`` of one point; the key for a stochastic
         divergence.
 
     Raises:
-        InputError: the flow follows no volume.
+        InputError: the flow follows no volume, or its number of steps cannot be halved.
 
     Cost: that of the flow, and about half again for ``solver_error``.
 
@@ -99,11 +99,16 @@ def volume_growth(
     plan = flow.plan
     if plan.divergence.method is None:
         raise InputError("flow: expected one made with a divergence, got divergence=None")
-    if plan.solver in ADAPTIVE:
-        plan = plan._replace(tol=10 * plan.tol, num_steps=1)
+    adaptive = plan.solver in ADAPTIVE
+    if adaptive:
+        plan = plan._replace(tol=10 * plan.tol)
+    elif solver_error and plan.num_steps % 2:
+        raise InputError(
+            f"flow: expected an even num_steps, to be halved for solver_error, got {plan.num_steps}"
+        )
     else:
-        plan = plan._replace(num_steps=(plan.num_steps + 1) // 2)
-    coarser = flow.with_plan(plan._replace(dense=False))
+        plan = plan._replace(num_steps=plan.num_steps // 2)
+    coarser = flow.with_plan(plan._replace(dense=False, rates=False))
 
     def growth(x: Float[Array, "..."], key: PRNGKeyArray | None = None) -> VolumeGrowth:
         out = flow(x, key)
@@ -114,12 +119,13 @@ def volume_growth(
         ceiling = x.size * log_ratio
         status, cost, distance = out.status, out.cost, None
         if solver_error:
-            other = coarser(x, key)
-            assert other.log_volume is not None
-            distance = jnp.abs(out.log_volume - other.log_volume)
-            distance = jnp.where(jnp.isnan(distance), jnp.inf, distance)
-            cost = cost.plus(other.cost)
-            if flow.plan.solver in ADAPTIVE:
+            other = coarser.trajectory(x, key)
+            assert other.nodes is not None
+            finer = out.profile.log_volumes if adaptive else out.profile.log_volumes[::2]
+            distance = jnp.max(jnp.abs(finer - jnp.mean(other.nodes.growths, axis=1)))
+            distance = jnp.where(jnp.isfinite(distance), distance, jnp.inf)
+            cost = cost.plus(coarser.cost(x.size, other.evaluations))
+            if adaptive:
                 apart = (status == Status.OK) & (distance > 100 * flow.plan.tol * x.size)
                 status = jnp.where(apart, jnp.int32(Status.NOT_CONVERGED), status)
         return VolumeGrowth(
@@ -293,7 +299,7 @@ def volume_growth_top(
         A function ``(x, key) -> TopGrowth`` of one point; the key draws Lanczos' first vector.
 
     Raises:
-        InputError: k is out of range, or the flow has reverse or forward derivatives only.
+        InputError: k is out of range, or the flow has reverse derivatives only.
 
     Near a stored point all singular values agree; Lanczos finds multiple ones, at some products
     more. Memory: the linearization of every evaluation of the solve.
