@@ -2,7 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Bool, Float
 
 from memjax._core.errors import InputError
 from memjax.linalg._operator import Matvec, check_matvec
@@ -52,3 +53,18 @@ def orthogonalize(
     w = w - matmul(first, basis)
     second = matmul(basis, w)
     return w - matmul(second, basis), first + second
+
+
+@custom_vmap
+def any_lane(flag: Bool[Array, ""]) -> Bool[Array, ""]:
+    """The flag itself; under ``vmap``, whether it is set in any lane, and not batched.
+
+    A ``lax.cond`` on it stays a branch under ``vmap``, where one on the flag would become a select
+    and run both sides for every lane at every step.
+    """
+    return flag
+
+
+@any_lane.def_vmap
+def _(axis_size, in_batched, flag):
+    return any_lane(jnp.any(flag)), False

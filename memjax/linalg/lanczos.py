@@ -1,5 +1,6 @@
 """Extreme eigenpairs of a symmetric operator: Lanczos, thick restart, and what is certain."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,8 +11,17 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
 from memjax._core.status import Status
-from memjax.linalg._krylov import check_krylov, length, matmul, orthogonalize, product_noise
+from memjax.linalg._krylov import (
+    any_lane,
+    check_krylov,
+    length,
+    matmul,
+    orthogonalize,
+    product_noise,
+)
 from memjax.linalg._operator import Matvec, check_count
+
+Draw = Callable[[], Float[Array, "b d"]]
 
 FAILURE_PROBABILITY = 1e-6
 """Of a missed eigenvalue where ``extreme`` says that none was (over the random vectors drawn)."""
@@ -210,22 +220,23 @@ def eigsh(
     def products(block):
         return product(block[0])[None] if plan.block_size == 1 else jax.vmap(product)(block)
 
-    def fresh(count):
-        return jax.random.normal(derive_key(key, "fresh", count), first.shape, first.dtype)
+    def draw(count):
+        fresh_key = derive_key(key, "fresh", count)
+        return lambda: jax.random.normal(fresh_key, first.shape, first.dtype)
 
     def unfinished(state: _State):
         return ~state.done & (state.num_products + plan.block_size <= plan.max_products)
 
     def step(state: _State):
-        vectors = fresh(state.num_products)
+        fresh = draw(state.num_products)
         if plan.restarts:
             full = state.size + plan.block_size > plan.basis_size
             state = jax.lax.cond(
-                full | state.relock, lambda s: _restart(s, vectors, plan), lambda s: s, state
+                full | state.relock, lambda s: _restart(s, fresh, plan), lambda s: s, state
             )
-        return _decide(_expand(state, products(state.block), vectors, plan), plan)
+        return _decide(_expand(state, products(state.block), fresh, plan), plan)
 
-    state = jax.lax.while_loop(unfinished, step, _initial(first, fresh(plan.max_products), plan))
+    state = jax.lax.while_loop(unfinished, step, _initial(first, draw(plan.max_products), plan))
     return _report(state, like, plan)
 
 
@@ -281,54 +292,77 @@ def _start_block(like, start, key, plan: _Plan) -> Float[Array, "b d"]:
     return start.reshape(plan.block_size, plan.d)
 
 
+class _Block(NamedTuple):
+    """Orthonormal rows (zero where there is no room), with ``vectors = coupling^T rows``.
+
+    The columns of ``deficient`` vectors are missing from that: those were replaced, and had the
+    ``lengths`` left.
+    """
+
+    rows: Float[Array, "b d"]
+    coupling: Float[Array, "b b"]
+    deficient: Bool[Array, " b"]
+    lengths: Float[Array, " b"]
+
+
 def _orthonormal_block(
     vectors: Float[Array, "b d"],
-    fresh: Float[Array, "b d"],
+    fresh: Draw,
     basis: Float[Array, "m d"],
     threshold: Float[Array, " b"],
     room: Int[Array, ""],
-):
+) -> _Block:
     """Orthonormalize a block that is orthogonal to the basis; replace what has no direction.
 
     Args:
         vectors: remainders, orthogonal to the rows of ``basis``.
-        fresh: random vectors to take the place of those below ``threshold``.
+        fresh: draws random vectors to take the place of those up to ``threshold``.
         basis: orthonormal rows and zeros.
         threshold: length up to which a remainder is rounding.
         room: dimensions left in the complement of the basis.
-
-    Returns:
-        ``(block, coupling, deficient, lengths)``: orthonormal rows (zero where there is no room),
-        the triangular factor (``vectors = coupling^T block`` up to deficient columns), which were
-        replaced, and the lengths of the remainders.
     """
+    plain = _gram_schmidt(vectors, jnp.zeros_like(vectors), threshold, room)
+
+    def with_fresh():
+        outside = jax.vmap(lambda v: orthogonalize(basis, v)[0])(fresh())
+        return _gram_schmidt(vectors, outside, threshold, room)
+
+    # Drawing costs more than all the rest, and is rarely needed.
+    return jax.lax.cond(any_lane(jnp.any(plain.deficient)), with_fresh, lambda: plain)
+
+
+def _gram_schmidt(
+    vectors: Float[Array, "b d"],
+    others: Float[Array, "b d"],
+    threshold: Float[Array, " b"],
+    room: Int[Array, ""],
+) -> _Block:
+    """One vector after the other, ``others`` in the place of those up to ``threshold``."""
     b = len(vectors)
-    block = jnp.zeros_like(vectors)
+    rows = jnp.zeros_like(vectors)
     coupling = jnp.zeros((b, b), vectors.dtype)
     deficient, lengths = [], []
     for i in range(b):
-        rest, along = orthogonalize(block, vectors[i])
+        rest, along = orthogonalize(rows, vectors[i])
         remainder = length(rest)
         lacks = ~(remainder > threshold[i])
-        other, _ = orthogonalize(jnp.concatenate([basis, block]), fresh[i])
-        chosen = jnp.where(lacks, other, rest)
+        chosen = jnp.where(lacks, orthogonalize(rows, others[i])[0], rest)
         size = length(chosen)
         inside = (i < room) & (size > 0)
-        unit = jnp.where(inside, chosen / jnp.where(size > 0, size, 1), 0)
-        block = block.at[i].set(unit)
+        rows = rows.at[i].set(jnp.where(inside, chosen / jnp.where(size > 0, size, 1), 0))
         coupling = coupling.at[:, i].set(along.at[i].set(jnp.where(lacks, 0, remainder)))
         deficient.append(lacks)
         lengths.append(remainder)
-    return block, coupling, jnp.stack(deficient), jnp.stack(lengths)
+    return _Block(rows, coupling, jnp.stack(deficient), jnp.stack(lengths))
 
 
-def _initial(first: Float[Array, "b d"], fresh: Float[Array, "b d"], plan: _Plan) -> _State:
+def _initial(first: Float[Array, "b d"], fresh: Draw, plan: _Plan) -> _State:
     """An empty basis, and the start as the first block."""
     m, b, dtype = plan.basis_size, plan.block_size, first.dtype
     lengths = jax.vmap(length)(first)
     nonfinite = ~jnp.all(jnp.isfinite(lengths))
     empty = jnp.zeros((m, plan.d), dtype)
-    block, *_ = _orthonormal_block(first, fresh, empty, 0 * lengths, jnp.int32(plan.d))
+    block = _orthonormal_block(first, fresh, empty, 0 * lengths, jnp.int32(plan.d)).rows
     zero, no, none = jnp.zeros((), dtype), jnp.asarray(False), jnp.int32(0)
     return _State(
         basis=empty,
@@ -360,9 +394,7 @@ def _initial(first: Float[Array, "b d"], fresh: Float[Array, "b d"], plan: _Plan
     )
 
 
-def _expand(
-    state: _State, products: Float[Array, "b d"], fresh: Float[Array, "b d"], plan: _Plan
-) -> _State:
+def _expand(state: _State, products: Float[Array, "b d"], fresh: Draw, plan: _Plan) -> _State:
     """Take the block into the basis, its products into T, their remainders as the next block."""
     b, size = plan.block_size, state.size
     finite = jnp.all(jnp.isfinite(products))
@@ -377,7 +409,7 @@ def _expand(
         remainders.append(rest)
     norm = jnp.maximum(state.norm, jnp.max(jax.vmap(length)(products)))
     num_valid = jnp.sum(valid, dtype=jnp.int32)
-    block, triangle, deficient, lengths = _orthonormal_block(
+    rows, triangle, deficient, lengths = _orthonormal_block(
         jnp.stack(remainders),
         fresh,
         basis,
@@ -393,7 +425,7 @@ def _expand(
         valid=valid,
         size=size + b,
         projected=projected,
-        block=block,
+        block=rows,
         coupling=coupling,
         dropped=jax.lax.dynamic_update_slice(state.dropped, lost, (size,)),
         theta=theta,
@@ -506,7 +538,7 @@ def _no_room(state: _State, selection: _Selection, plan: _Plan) -> Bool[Array, "
     return (num_valid > plan.k) & (jnp.sqrt(share) * products >= needed)
 
 
-def _restart(state: _State, fresh: Float[Array, "b d"], plan: _Plan) -> _State:
+def _restart(state: _State, fresh: Draw, plan: _Plan) -> _State:
     """Keep the most extreme Ritz vectors only; to verify, just the k, and start afresh."""
     m, keep = plan.basis_size, plan.keep
     num_valid = jnp.sum(state.valid, dtype=jnp.int32)
@@ -520,9 +552,8 @@ def _restart(state: _State, fresh: Float[Array, "b d"], plan: _Plan) -> _State:
     coupling = matmul(state.coupling, coefficients.T)
     dropped = matmul(jnp.abs(coefficients), state.dropped)
     room = plan.d - count
-    block, *_ = _orthonormal_block(
-        jnp.zeros_like(fresh), fresh, basis, jnp.zeros(plan.block_size, basis.dtype), room
-    )
+    nothing = jnp.zeros_like(state.block)
+    block = _orthonormal_block(nothing, fresh, basis, nothing[:, 0], room).rows
     ahead = jnp.linalg.norm(coupling, axis=0)
     return state._replace(
         basis=basis,
