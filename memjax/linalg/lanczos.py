@@ -465,7 +465,7 @@ def _select(state: _State, plan: _Plan) -> _Selection:
     num_valid = jnp.sum(state.valid, dtype=jnp.int32)
     order = _inwards(num_valid, plan.k, plan)
     coefficients = state.ritz[:, order].T
-    ahead = jnp.linalg.norm(matmul(coefficients, state.coupling.T), axis=1)
+    ahead = jax.vmap(length)(matmul(coefficients, state.coupling.T))
     residuals = ahead + matmul(jnp.abs(coefficients), state.dropped)
     scale = jnp.maximum(jnp.abs(state.theta[0]), jnp.abs(state.theta[num_valid - 1]))
     small = residuals <= jnp.maximum(plan.tol * scale, plan.noise * state.norm)
@@ -554,7 +554,7 @@ def _restart(state: _State, fresh: Draw, plan: _Plan) -> _State:
     room = plan.d - count
     nothing = jnp.zeros_like(state.block)
     block = _orthonormal_block(nothing, fresh, basis, nothing[:, 0], room).rows
-    ahead = jnp.linalg.norm(coupling, axis=0)
+    ahead = jax.vmap(length)(coupling.T)
     return state._replace(
         basis=basis,
         valid=held,
