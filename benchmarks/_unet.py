@@ -29,12 +29,14 @@ def network(quick: bool, seed: int) -> Network:
     """The network (or a small one of the same build), eight images and eight directions."""
     module = UNet(channels=(16, 24) if quick else (64, 96, 128))
     batch, size = (2, 8) if quick else (8, 32)
-    points, v = jax.random.normal(derive_key(seed, "points"), (2, batch, size, size, 3))
-    weights = module.init(derive_key(seed, "weights"), points[0], jnp.zeros(()))
+    shape = (2, batch, size, size, 3)
+    points, v = jax.random.normal(derive_key(seed, "points"), shape, jnp.float32)
+    weights = module.init(derive_key(seed, "weights"), points[0], jnp.zeros((), jnp.float32))
     # Last layers start at zero: make every one count.
     leaves, structure = jax.tree.flatten(weights)
     noise = [
-        0.05 * jax.random.normal(derive_key(seed, "leaf", i), w.shape) for i, w in enumerate(leaves)
+        0.05 * jax.random.normal(derive_key(seed, "leaf", i), w.shape, w.dtype)
+        for i, w in enumerate(leaves)
     ]
     weights = jax.tree.map(jnp.add, weights, jax.tree.unflatten(structure, noise))
     norms = jnp.sqrt(jnp.sum(v**2, axis=(1, 2, 3), keepdims=True))
@@ -53,7 +55,7 @@ def parameters(net: Network) -> dict:
 
 def field(net_module: UNet, weights: dict):
     """One image -> one image, at a fixed noise level."""
-    return lambda x: net_module.apply(weights, x, jnp.zeros(()))
+    return lambda x: jnp.asarray(net_module.apply(weights, x, jnp.zeros((), jnp.float32)))
 
 
 def forward(net_module: UNet, weights: dict, points: jax.Array) -> jax.Array:

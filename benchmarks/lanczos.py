@@ -246,7 +246,8 @@ def _problem(name: str, quick: bool, seed: int) -> Problem:
     values = _eigenvalues(name, n)
 
     def apply(v):
-        return (values if v.ndim == 1 else values[:, None]) * v
+        scale = values.astype(v.dtype)
+        return (scale if v.ndim == 1 else scale[:, None]) * v
 
     return Problem(apply, n, PAIRS, RESIDUAL, np.sort(values), starts)
 

@@ -87,9 +87,9 @@ def _p_laplacian(world: World, p, normalized: bool = False) -> float:
     square, along = world.s @ world.s, world.s @ world.h @ world.s
     ratio, total = along / square, np.trace(world.h)
     if p == math.inf:
-        return ratio if normalized else along
+        return float(ratio if normalized else along)
     inner = total + (p - 2) * ratio
-    return inner / p if normalized else square ** (p / 2 - 1) * inner
+    return float(inner / p if normalized else square ** (p / 2 - 1) * inner)
 
 
 Run = Callable[[jax.Array], object]
@@ -317,10 +317,10 @@ def figure(records):
         axis.imshow(image, aspect="auto", cmap=colors, vmin=low, vmax=high, alpha=0.75)
         for i, line in enumerate(rows):
             for j, cell in enumerate(line):
-                text = "" if cell is None else f"{cell['value']:.1e}" if "value" in cell else "nan"
-                if text and kind == "standard errors" and text != "nan":
-                    text = f"{cell['value']:.2f}"
-                axis.text(j, i, text, ha="center", va="center", fontsize=7)
+                if cell is not None:
+                    form = ".1e" if kind == "relative error" else ".2f"
+                    text = format(cell["value"], form) if "value" in cell else "nan"
+                    axis.text(j, i, text, ha="center", va="center", fontsize=7)
         axis.set_yticks(range(len(names[kind])), names[kind], fontsize=7)
         labels = [f"{dtype}\nd = {d}" for d, dtype in columns]
         axis.set_xticks(range(len(columns)), labels, fontsize=7)

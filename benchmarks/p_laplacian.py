@@ -107,7 +107,7 @@ def _cost(kind: str, quick: bool, seed: int) -> Program:
 
     def operations(p) -> float:
         compiled = jax.jit(partial(run, p, net.module)).lower(*arguments).compile()
-        return compiled.cost_analysis()["flops"]
+        return (compiled.cost_analysis() or {}).get("flops", 0.0)
 
     dearest = max(EXPONENTS, key=operations)
     baselines = {

@@ -1,5 +1,6 @@
 """The benchmark harness: right before fast, and figures from JSON alone."""
 
+import ast
 import importlib
 import json
 import os
@@ -131,6 +132,110 @@ def test_every_case_has_its_own_name_and_file(harness):
     ]
     with pytest.raises(SystemExit, match="no benchmark named 'nothing'"):
         harness.select(["nothing"])
+
+
+def baseline(harness, **changes):
+    matrix = jnp.eye(4) * 2
+    settings = {
+        "run": lambda a: jnp.sum(a @ a),
+        "arguments": (matrix,),
+        "check": lambda out: abs(float(out) - 16),
+        "target": 1e9,
+    }
+    return harness.Baseline(**(settings | changes))
+
+
+def test_a_program_is_measured_in_turn_with_its_baselines(harness):
+    order = []
+
+    def logged(name, out):
+        order.append(name)
+        return out
+
+    ours = case(
+        harness,
+        jit=False,
+        run=lambda a, v: logged("ours", a @ v),
+        baselines={
+            "easy": baseline(harness, run=lambda a: logged("easy", 16.0), jit=False),
+            "hard": baseline(harness, target=0.0),
+            "idle": baseline(harness, target=None, forwards=1),
+        },
+    )
+    record = harness.measure(ours, quick=True)
+    assert record["status"] == "ok"
+    # Once for the check and once to warm up, then in turn.
+    assert order == ["ours", "easy"] * 5
+    for name, extra in (("easy", 0), ("hard", 0), ("idle", 1)):
+        entry = record["baselines"][name]
+        assert entry["seconds"]["repeats"] == record["seconds"]["repeats"] == 3
+        above = record["seconds"]["minimum"] - extra * record["forward_seconds"]
+        assert entry["ratio"] == pytest.approx(above / entry["seconds"]["minimum"])
+    assert [target["met"] for target in record["targets"]] == [True, False]
+    assert json.loads(json.dumps(record)) == record
+    line = harness.line(record)
+    assert "met    time over that of easy" in line
+    assert "MISSED time over that of hard" in line
+
+
+def test_nothing_is_timed_unless_the_baseline_is_right_too(harness):
+    wrong = {"fast and wrong": baseline(harness, check=lambda out: np.nan)}
+    record = harness.measure(case(harness, baselines=wrong), quick=True)
+    assert record["status"] == "failed"
+    assert np.isnan(record["error"])
+    assert not {"seconds", "baselines"} & set(record)
+
+
+def table(harness, rows, targets=()):
+    return harness.Case(
+        "tiny/table",
+        lambda quick, seed: harness.Table(lambda: (rows, list(targets)), {"size": 4}),
+    )
+
+
+def test_a_table_keeps_rows_that_fail_and_targets_that_are_missed(harness, tmp_path):
+    rows = [
+        {"method": "a", "status": "ok", "products": 4, "error": 0.1},
+        {"method": "b", "status": "failed", "products": 4},
+        {"method": "c", "status": "not installed"},
+    ]
+    targets = [harness.Target("error of a", 0.1, 0.2), harness.Target("of b", np.nan, 1.0)]
+    record = harness.measure(table(harness, rows, targets), quick=True, seed=5)
+    assert record["status"] == "ok"
+    assert record["rows"] == rows
+    assert [target["met"] for target in record["targets"]] == [True, False]
+    assert (record["parameters"], record["seed"]) == ({"size": 4}, 5)
+    assert not {"seconds", "error"} & set(record)
+    assert set(record["git"]) == {"commit", "dirty"}
+    harness.write(record, tmp_path)
+    (kept,) = harness.read(tmp_path, quick=True)["tiny"]
+    assert kept["rows"] == rows
+    line = harness.line(record)
+    assert "1 ok, 1 failed, 1 not installed" in line
+    assert "MISSED of b" in line
+
+
+def test_a_missing_peer_is_no_failure(harness, tmp_path, monkeypatch, capsys):
+    def make(quick, seed):
+        harness.require("json", "a_package_that_nobody_has")
+
+    absent = harness.Case("tiny/peer", make)
+    record = harness.measure(absent, quick=True)
+    assert (record["status"], record["message"]) == ("not installed", "a_package_that_nobody_has")
+    main = importlib.import_module("benchmarks.__main__")
+    monkeypatch.setattr(harness, "select", lambda patterns: [absent])
+    monkeypatch.setattr(harness, "run_case", lambda name, quick, seed: record)
+    assert main.main(["run", "tiny", "--results", str(tmp_path)]) == 0
+    assert "not installed: a_package_that_nobody_has" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir()), "no record in the place of one with the peer"
+
+
+def test_peers_are_imported_by_the_cases_that_need_them():
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {"torch", "matfree", "traceax"} & {n.split(".")[0] for n in names}, path.name
 
 
 @pytest.mark.slow
