@@ -36,28 +36,41 @@ def normalized(
     return x / unit, unit
 
 
-def diagonal_estimate(
-    like: Float[Array, "..."],
-    value: Float[Array, " d"],
-    standard_error: Float[Array, " d"],
-    degrees_of_freedom: Int[Array, ""] | float | int,
+def estimate_of(
+    value: Float[Array, "..."],
+    standard_error: Float[Array, "..."],
+    degrees_of_freedom: Int[Array, ""] | Float[Array, ""] | float | int,
     num_products: int,
-    products: Float[Array, "..."],
+    *products: Float[Array, "..."],
     status: Int[Array, ""] | int = Status.OK,
 ) -> Estimate:
-    """An estimate in the shape of ``like``; NaN, and saying so, if a product is not finite."""
-    finite = finite_status(products, value)
+    """An estimate; NaN, and saying so, if it or any of the products is not finite."""
+    finite = finite_status(value, *products)
     bad = finite != Status.OK
     return Estimate(
-        value=jnp.where(bad, jnp.nan, value).reshape(like.shape),
-        standard_error=jnp.where(bad, jnp.nan, standard_error).reshape(like.shape),
+        value=jnp.where(bad, jnp.nan, value),
+        standard_error=jnp.where(bad, jnp.nan, standard_error),
         degrees_of_freedom=jnp.asarray(degrees_of_freedom).astype(value.dtype),
         status=jnp.where(bad, finite, jnp.asarray(status, finite.dtype)),
         num_products=jnp.int32(num_products),
     )
 
 
-def exact_estimate(matvec: Matvec, like: Float[Array, "..."], chunk_size: int | None) -> Estimate:
+def diagonal_estimate(
+    like: Float[Array, "..."],
+    value: Float[Array, " d"],
+    standard_error: Float[Array, " d"],
+    degrees_of_freedom: Int[Array, ""] | Float[Array, ""] | float | int,
+    num_products: int,
+    products: Float[Array, "..."],
+    status: Int[Array, ""] | int = Status.OK,
+) -> Estimate:
+    """``estimate_of`` a flat diagonal, in the shape of ``like``."""
+    value, error = value.reshape(like.shape), standard_error.reshape(like.shape)
+    return estimate_of(value, error, degrees_of_freedom, num_products, products, status=status)
+
+
+def exact_diagonal(matvec: Matvec, like: Float[Array, "..."], chunk_size: int | None) -> Estimate:
     """The answer to a budget of d products or more: the exact diagonal."""
     value = diagonal_exact(matvec, like, chunk_size=chunk_size)
     value = value.reshape(-1).astype(working_dtype(like))

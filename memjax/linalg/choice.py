@@ -11,7 +11,7 @@ from memjax._core.status import Status
 from memjax.linalg._krylov import product_noise
 from memjax.linalg._leave_one_out import diagonal_leave_one_out
 from memjax.linalg._operator import Matvec, check_count, check_matvec
-from memjax.linalg._products import apply_rows, diagonal_estimate, exact_estimate, normalized
+from memjax.linalg._products import apply_rows, diagonal_estimate, exact_diagonal, normalized
 from memjax.linalg.diagonal import mean_of_forms, nystrom_leave_one_out, range_of, signs
 from memjax.linalg.estimate import Estimate
 from memjax.linalg.lattice import (
@@ -124,7 +124,7 @@ def diagonal_auto(
     axes = image_axes(like, spatial_axes)
     m, d, half = num_products, like.size, num_products // 2
     if m >= d:
-        estimate = exact_estimate(matvec, like, chunk_size)
+        estimate = exact_diagonal(matvec, like, chunk_size)
         return DiagonalChoice(estimate, jnp.int32(DiagonalMethod.EXACT))
 
     key_lattice, key_other, key_signs = jax.random.split(key, 3)

@@ -7,7 +7,7 @@ from memjax._core.status import Status
 from memjax.linalg._krylov import matmul, product_noise
 from memjax.linalg._leave_one_out import diagonal_leave_one_out, dual_vectors
 from memjax.linalg._operator import Matvec, check_count, check_matvec
-from memjax.linalg._products import apply_rows, diagonal_estimate, exact_estimate, normalized
+from memjax.linalg._products import apply_rows, diagonal_estimate, exact_diagonal, normalized
 from memjax.linalg.estimate import Estimate
 from memjax.linalg.probes import rademacher, working_dtype
 
@@ -133,7 +133,7 @@ def diagonal_xdiag(
     check_count("num_products", num_products, 2)
     check_matvec(matvec, like)
     if num_products >= like.size:
-        return exact_estimate(matvec, like, chunk_size)
+        return exact_diagonal(matvec, like, chunk_size)
     k = num_products // 2
     probes = signs(key, k, like)
     products = apply_rows(matvec, probes, like, chunk_size)
@@ -213,7 +213,7 @@ def diagonal_xnysdiag(
     check_count("num_products", num_products, 2)
     check_matvec(matvec, like)
     if num_products >= like.size:
-        return exact_estimate(matvec, like, chunk_size)
+        return exact_diagonal(matvec, like, chunk_size)
     probes = signs(key, num_products, like)
     products = apply_rows(matvec, probes, like, chunk_size)
     scaled, unit = normalized(products)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from memjax._core.errors import InputError
 from memjax.linalg._operator import Matvec, check_count, check_like, check_matvec
-from memjax.linalg._products import apply_rows, diagonal_estimate, exact_estimate, normalized
+from memjax.linalg._products import apply_rows, diagonal_estimate, exact_diagonal, normalized
 from memjax.linalg.estimate import Estimate
 from memjax.linalg.probes import working_dtype
 
@@ -307,7 +307,7 @@ def diagonal_lattice(
     check_count("num_products", num_products, 1)
     axes = image_axes(like, spatial_axes)
     if num_products >= like.size:
-        return exact_estimate(matvec, like, chunk_size)
+        return exact_diagonal(matvec, like, chunk_size)
     example = jnp.zeros(like.shape, working_dtype(like))
     probes = lattice_probes(
         key, num_products, example, spatial_axes=axes, channel_colors=channel_colors

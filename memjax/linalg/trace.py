@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from memjax._core.chunked import chunked_map
-from memjax._core.status import Status, finite_status
+from memjax._core.status import Status
 from memjax.linalg._krylov import matmul
 from memjax.linalg._leave_one_out import dual_vectors
 from memjax.linalg._operator import Matvec, check_count, check_matvec
+from memjax.linalg._products import apply_rows, estimate_of, normalized
 from memjax.linalg.estimate import Estimate
 from memjax.linalg.exact import trace_exact
 from memjax.linalg.probes import Probes, orthonormal, rademacher, sphere, working_dtype
@@ -32,47 +33,6 @@ from memjax.linalg.probes import Probes, orthonormal, rademacher, sphere, workin
 # the whole variance there).
 
 
-def _unit(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """Largest magnitude, to divide by before squaring: no overflow, no underflow."""
-    largest = jnp.max(jnp.abs(x))
-    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-
-
-def _products(
-    matvec: Matvec, rows: Float[Array, "m d"], like: Float[Array, "..."], chunk_size: int
-) -> Float[Array, "m d"]:
-    def product(row):
-        out = matvec(row.reshape(like.shape).astype(like.dtype))
-        return out.reshape(-1).astype(row.dtype)
-
-    return chunked_map(product, rows, chunk_size=chunk_size)
-
-
-def _finite(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """What a factorization may be given: LAPACK promises nothing for NaN."""
-    return jnp.where(jnp.isfinite(x), x, 0)
-
-
-def _estimate(
-    value: Float[Array, ""],
-    error: Float[Array, ""],
-    freedom: float | int,
-    used: int,
-    *checked: Float[Array, "..."],
-    status: Int[Array, ""] | Status = Status.OK,
-) -> Estimate:
-    """An estimate that is NaN and says so if anything in ``checked`` is not finite."""
-    finite = finite_status(value, *checked)
-    bad = finite != Status.OK
-    return Estimate(
-        value=jnp.where(bad, jnp.nan, value),
-        standard_error=jnp.where(bad, jnp.nan, error),
-        degrees_of_freedom=jnp.asarray(freedom, value.dtype),
-        status=jnp.where(bad, finite, status),
-        num_products=jnp.asarray(used, jnp.int32),
-    )
-
-
 def _mean(samples: Float[Array, " m"], population: int | None) -> tuple[Array, Array]:
     """Mean and its standard error: of independent samples, or of draws without replacement."""
     m = samples.shape[0]
@@ -81,8 +41,8 @@ def _mean(samples: Float[Array, " m"], population: int | None) -> tuple[Array, A
         return mean, jnp.zeros_like(mean)
     if m == 1:
         return mean, jnp.full_like(mean, jnp.inf)
-    unit = _unit(samples)
-    variance = jnp.sum(((samples - mean) / unit) ** 2) / (m * (m - 1))
+    scaled, unit = normalized(samples - mean)
+    variance = jnp.sum(scaled**2) / (m * (m - 1))
     left = 1.0 if population is None else 1 - m / population
     return mean, unit * jnp.sqrt(variance * left)
 
@@ -119,7 +79,7 @@ def _second_lost(
 def _exact(matvec: Matvec, like: Float[Array, "..."], chunk_size: int) -> Estimate:
     """The answer to a budget of d products or more."""
     value = trace_exact(matvec, like, chunk_size=chunk_size).astype(working_dtype(like))
-    return _estimate(value, jnp.zeros_like(value), jnp.inf, like.size)
+    return estimate_of(value, jnp.zeros_like(value), jnp.inf, like.size)
 
 
 def trace_hutchinson(
@@ -188,7 +148,7 @@ def trace_hutchinson(
 
     forms = chunked_map(form, probes(key, m, like), chunk_size=chunk_size)
     value, error = _mean(forms, population)
-    return _estimate(value, error, jnp.inf if m == population else m - 1, m)
+    return estimate_of(value, error, jnp.inf if m == population else m - 1, m)
 
 
 def trace_hutchpp(
@@ -247,15 +207,15 @@ def trace_hutchpp(
     range_key, rest_key = jax.random.split(key)
     rest = num_products - 2 * k
     example = jnp.zeros(d, working_dtype(like))
-    y = _products(matvec, sphere(range_key, k, example), like, chunk_size)
+    y = apply_rows(matvec, sphere(range_key, k, example), like, chunk_size)
     g = sphere(rest_key, rest, example)
     # One factorization: its first k columns span A S, the others are g freed from them and from
     # each other; signs do not matter in quadratic forms.
-    q, _ = jnp.linalg.qr(jnp.concatenate([_finite(y), g]).T)
-    aq = _products(matvec, q.T, like, chunk_size)
+    q, _ = jnp.linalg.qr(jnp.concatenate([normalized(y)[0], g]).T)
+    aq = apply_rows(matvec, q.T, like, chunk_size)
     forms = jnp.sum(q.T * aq, axis=1)
     value, error = _mean((d - k) * forms[k:], d - k)
-    return _estimate(jnp.sum(forms[:k]) + value, error, rest - 1, num_products, y)
+    return estimate_of(jnp.sum(forms[:k]) + value, error, rest - 1, num_products, y)
 
 
 def trace_xtrace(
@@ -316,9 +276,8 @@ def trace_xtrace(
     if num_products >= d:
         return _exact(matvec, like, chunk_size)
     w = sphere(key, k, jnp.zeros(d, working_dtype(like)))
-    y = _products(matvec, w, like, chunk_size)
-    unit = _unit(y)
-    y_unit = _finite(y) / unit
+    y = apply_rows(matvec, w, like, chunk_size)
+    y_unit, unit = normalized(y)
     q, r = jnp.linalg.qr(y_unit.T)
     left, size, right = jnp.linalg.svd(r)
     noise = k * float(jnp.finfo(w.dtype).eps)
@@ -327,11 +286,13 @@ def trace_xtrace(
     basis = jnp.where(keep[:, None], matmul(left.T, q.T), 0)
     # Of dependent continuous random vectors each is a combination of the others: nothing is lost.
     lost = jnp.where(jnp.all(keep), dual_vectors(right.T, size, noise)[0], 0)
-    z = _products(matvec, basis, like, chunk_size)
-    t, t_without = _xtrace(w, y_unit, basis, _finite(z) / unit, lost, chunk_size)
+    z = apply_rows(matvec, basis, like, chunk_size)
+    t, t_without = _xtrace(
+        w, y_unit, basis, jnp.where(jnp.isfinite(z), z, 0) / unit, lost, chunk_size
+    )
     spread, covariance = _spread_and_covariance(t, t_without)
     error = unit * jnp.sqrt(spread + jnp.maximum(covariance, 0))
-    return _estimate(unit * jnp.mean(t), error, k - 1, 2 * k, y, z)
+    return estimate_of(unit * jnp.mean(t), error, k - 1, 2 * k, y, z)
 
 
 def _xtrace(
@@ -432,9 +393,8 @@ def trace_xnystrace(
         return _exact(matvec, like, chunk_size)
     dtype = working_dtype(like)
     w = orthonormal(key, m, jnp.zeros(d, dtype)) / d**0.5
-    products = _products(matvec, w, like, chunk_size)
-    unit = _unit(products)
-    y = _finite(products) / unit
+    products = apply_rows(matvec, w, like, chunk_size)
+    y, unit = normalized(products)
 
     core = matmul(w, y.T)
     size, vectors = jnp.linalg.eigh((core + core.T) / 2)
@@ -461,7 +421,7 @@ def trace_xnystrace(
     indefinite = size[0] < -100 * noise * norm
     error = jnp.where(indefinite, jnp.inf, unit * error)
     status = jnp.where(indefinite, Status.INDEFINITE, Status.OK)
-    return _estimate(unit * jnp.mean(t), error, m - 1, m, products, status=status)
+    return estimate_of(unit * jnp.mean(t), error, m - 1, m, products, status=status)
 
 
 def _xnystrace(
