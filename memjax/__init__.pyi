@@ -48,9 +48,16 @@ from .diffusion.combine import difference as difference
 from .diffusion.combine import gap as gap
 from .diffusion.combine import guided as guided
 from .diffusion.conformance import check_score as check_score
+from .diffusion.flow import probability_flow as probability_flow
+from .diffusion.likelihood import bits_per_dim as bits_per_dim
+from .diffusion.likelihood import log_likelihood as log_likelihood
+from .diffusion.likelihood import log_likelihood_ratio as log_likelihood_ratio
 from .diffusion.model import Model as Model
 from .diffusion.prediction import from_prediction as from_prediction
 from .diffusion.sampling import sample as sample
+from .diffusion.volume import volume_growth as volume_growth
+from .diffusion.volume import volume_growth_frame as volume_growth_frame
+from .diffusion.volume import volume_growth_top as volume_growth_top
 from .linalg.arnoldi import eigs as eigs
 from .linalg.choice import diagonal_auto as diagonal_auto
 from .linalg.diagonal import diagonal_hutchinson as diagonal_hutchinson
@@ -91,6 +98,7 @@ __all__ = [
     "at",
     "audit",
     "auditing",
+    "bits_per_dim",
     "build_report",
     "calculus",
     "check_backend",
@@ -124,6 +132,8 @@ __all__ = [
     "linearize",
     "load",
     "load_images",
+    "log_likelihood",
+    "log_likelihood_ratio",
     "networks",
     "p_laplacian",
     "p_laplacian_ball",
@@ -131,6 +141,7 @@ __all__ = [
     "p_laplacian_of",
     "p_laplacian_stein",
     "p_laplacian_stencil",
+    "probability_flow",
     "report",
     "sample",
     "save",
@@ -142,4 +153,7 @@ __all__ = [
     "trace_xtrace",
     "train",
     "training",
+    "volume_growth",
+    "volume_growth_frame",
+    "volume_growth_top",
 ]

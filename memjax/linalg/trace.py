@@ -41,8 +41,8 @@ def _mean(samples: Float[Array, " m"], population: int | None) -> tuple[Array, A
         return mean, jnp.zeros_like(mean)
     if m == 1:
         return mean, jnp.full_like(mean, jnp.inf)
-    scaled, unit = normalized(samples - mean)
-    variance = jnp.sum(scaled**2) / (m * (m - 1))
+    scaled, unit = normalized(samples)
+    variance = jnp.sum((scaled - jnp.mean(scaled)) ** 2) / (m * (m - 1))
     left = 1.0 if population is None else 1 - m / population
     return mean, unit * jnp.sqrt(variance * left)
 
