@@ -156,7 +156,8 @@ def draw(
                 for row in present
                 if row["method"] == name and row["status"] == "failed"
             ]
-            axis.plot(failed, [top] * len(failed), "x", color=color, markersize=8, clip_on=False)
+            if failed:
+                axis.plot(failed, [top] * len(failed), "x", color=color, markersize=8)
         axis.set_title(titles[record["case"].split("/")[-1]], fontsize=9)
         axis.set_xticks(budgets, [str(b) for b in budgets])
         axis.minorticks_off()

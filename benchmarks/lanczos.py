@@ -29,6 +29,7 @@ RESIDUAL = 1e-6
 STARTS = 20
 SMALL_BASIS = 32
 SAME = f"basis {SMALL_BASIS}"
+TICKS = [factor * 10**power for power in range(5) for factor in (1, 2, 5)]
 REFERENCE = "unrestarted reference"
 MEMJAX_FITS = "memjax, basis fits"
 MEMJAX_SMALL = f"memjax, {SAME}"
@@ -341,7 +342,9 @@ def cases() -> list[Case]:
 def figure(records):
     """Cost and its parts above, products to a residual below."""
     costs = [record for record in records if record.get("baselines")]
+    order = {f"lanczos/products/{name}": i for i, name in enumerate(SPECTRA)}
     tables = [record for record in records if "rows" in record]
+    tables = sorted(tables, key=lambda record: order[record["case"]])
     figure, axes = panels(2 + len(tables))
     for axis, title in zip(axes, ("cost", "torch"), strict=False):
         labels, times, colors = [], [], []
@@ -382,7 +385,11 @@ def figure(records):
         axis.invert_yaxis()
         axis.set_xscale("log")
         low, high = axis.get_xlim()
-        axis.set_xlim(low, high * 3)
+        low, high = low / 1.2, high * 3  # room for the numbers
+        ticks = [tick for tick in TICKS if low <= tick <= high]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlim(low, high)
         axis.set_title(SPECTRA[record["case"].split("/")[-1]], fontsize=9)
         axis.set_xlabel("products, median of starts", fontsize=9)
         axis.tick_params(axis="x", labelsize=8)
