@@ -45,7 +45,7 @@ PROBED_STEPS = (4, 5, 6, 8, 12, 16)
 PROBES = 8
 TOLERANCES = {"tsit5": (1e-2, 1e-3, 1e-5, 1e-7, 1e-9), "dopri8": (1e-3, 1e-5, 1e-7, 1e-9, 1e-11)}
 RK45_TOLERANCES = (1e-3, 1e-5, 1e-7)
-EDGE_STEPS = (100, 300, 1000, 3000)
+EDGE_STEPS = (100, 300, 1000)
 PUBLISHED_STEPS = 1000
 EDGES = "published edges, Euler"
 
@@ -99,7 +99,7 @@ def _world(name: str, quick: bool, seed: int) -> World:
     else:
         means = jnp.asarray(rng.standard_normal((5, 8)))
         density = GaussianMixture(np.full(5, 0.2), means, np.geomspace(1e-4, 0.1, 5))
-    num_points = 2 if quick else 8 if name.startswith("gaussian") else 64
+    num_points = 2 if quick else 4 if name.startswith("gaussian") else 64
     return World(density, sigmas, published, num_points)
 
 
