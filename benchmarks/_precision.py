@@ -134,8 +134,7 @@ def draw(
         axis.set(xscale="log", yscale="log")
         present = [row for row in record["rows"] if row["status"] != "not installed"]
         budgets = sorted({row["products"] for row in present})
-        errors = [max(row["error"], FLOOR) for row in present if "error" in row]
-        top = 3 * max(errors, default=1.0)
+        failures = 0
         for name in names:
             marker, color = styles[name]
             own = [row for row in present if row["method"] == name and "error" in row]
@@ -157,7 +156,9 @@ def draw(
                 if row["method"] == name and row["status"] == "failed"
             ]
             if failed:
-                axis.plot(failed, [top] * len(failed), "x", color=color, markersize=8)
+                height, transform = 0.96 - 0.06 * failures, axis.get_xaxis_transform()
+                axis.plot(failed, [height] * len(failed), "x", color=color, transform=transform)
+                failures += 1
         axis.set_title(titles[record["case"].split("/")[-1]], fontsize=9)
         axis.set_xticks(budgets, [str(b) for b in budgets])
         axis.minorticks_off()
