@@ -159,6 +159,9 @@ def draw(
                 height, transform = 0.96 - 0.06 * failures, axis.get_xaxis_transform()
                 axis.plot(failed, [height] * len(failed), "x", color=color, transform=transform)
                 failures += 1
+        if failures:  # keep the band of the crosses free
+            low, high = axis.get_ylim()
+            axis.set_ylim(low, high * (high / low) ** (0.08 * (failures + 1)))
         axis.set_title(titles[record["case"].split("/")[-1]], fontsize=9)
         axis.set_xticks(budgets, [str(b) for b in budgets])
         axis.minorticks_off()
