@@ -248,16 +248,20 @@ def measure(case: Case, *, quick: bool = False, seed: int = 0) -> dict[str, Any]
         return record
     record |= {"baselines": {}, "targets": []}
     for (name, baseline), times in zip(program.baselines.items(), rivals, strict=True):
-        extra = baseline.forwards * min(unit_seconds) if baseline.forwards else 0.0
-        ratio = (min(seconds) - extra) / min(times)
+        ratios = [
+            (least(seconds) - (baseline.forwards and baseline.forwards * least(unit_seconds)))
+            / least(times)
+            for least in (min, statistics.median)
+        ]
         record["baselines"][name] = {
             "compile_seconds": baselines[name][1],
             "seconds": _summary(times, program.units),
             "forwards_on_top": baseline.forwards,
-            "ratio": ratio,
+            "ratio": ratios[0],
+            "ratio_of_medians": ratios[1],
         }
         if baseline.target is not None:
-            target = Target(f"time over that of {name}", ratio, baseline.target)
+            target = Target(f"time over that of {name}", ratios[0], baseline.target)
             record["targets"].append(target.record())
     return record
 
