@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from memjax._core.checks import check_count
 from memjax._core.chunked import chunked_map
 from memjax._core.errors import InputError
 from memjax._core.status import finite_status
 from memjax.calculus.linearization import Field, Linearization, linearize
-from memjax.linalg._operator import check_count
 from memjax.linalg.estimate import Estimate
 from memjax.linalg.probes import rademacher
 

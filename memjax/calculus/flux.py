@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from memjax._core.checks import check_count, check_positive
 from memjax._core.chunked import chunked_map
 from memjax._core.cost import Cost
 from memjax._core.errors import InputError
 from memjax._core.status import Status
 from memjax.calculus.linearization import Field, check_field
 from memjax.calculus.p_laplace import Exponents, exponents
-from memjax.linalg._operator import check_count
 from memjax.linalg.estimate import Estimate
 from memjax.linalg.probes import gaussian, orthonormal, sphere
 
@@ -167,7 +167,7 @@ def p_laplacian_flux(
         alla superficie di una sfera, Rendiconti Lincei 18, 182-185 (the mean-value expansion).
     """
     exponents(p)
-    _check_length("radius", radius)
+    check_positive("radius", radius)
     check_count("num_pairs", num_pairs, 1)
     if directions not in ("orthonormal", "independent"):
         raise InputError(f"directions: expected 'orthonormal' or 'independent', got {directions!r}")
@@ -244,9 +244,9 @@ def p_laplacian_ball(
         along all d coordinates at every point, ours along one direction).
     """
     exponents(p)
-    _check_length("radius", radius)
+    check_positive("radius", radius)
     if step is not None:
-        _check_length("step", step)
+        check_positive("step", step)
     check_count("num_pairs", num_pairs, 1)
 
     def estimate(x: Float[Array, "..."], key: PRNGKeyArray) -> FluxEstimate:
@@ -331,7 +331,7 @@ def p_laplacian_stein(
         w sqrt(d)).
     """
     exponents(p)
-    _check_length("width", width)
+    check_positive("width", width)
     check_count("num_pairs", num_pairs, 1)
 
     def estimate(x: Float[Array, "..."], key: PRNGKeyArray) -> FluxEstimate:
@@ -474,11 +474,6 @@ def _group_frames(m: int, d: int) -> _Grouping:
     if hidden == 1:  # one frame of the plane: harmonics of degree 4 are equal on its directions
         return _Grouping(m, 1.0)
     return _Grouping(1, math.sqrt((1 + (m - 1) * hidden) / (1 - hidden)))
-
-
-def _check_length(name: str, value: Length) -> None:
-    if isinstance(value, float | int) and not 0 < value < math.inf:
-        raise InputError(f"{name}: expected a positive finite number, got {value}")
 
 
 def _enter(field: Field, x: Array) -> Float[Array, "..."]:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from memjax._core.checks import check_floating, check_maps_alike
 from memjax._core.chunked import chunked_map
-from memjax._core.errors import InputError
 from memjax.linalg.exact import diagonal_exact, trace_exact
 
 Field = Callable[[Float[Array, "..."]], Float[Array, "..."]]
@@ -67,12 +67,8 @@ class Linearization(NamedTuple):
 
 def check_field(field: Field, x: Array) -> None:
     """Refuse, before anything is computed, a point or a field that nothing here can take."""
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        raise InputError(f"x: expected a floating-point array, got dtype {jnp.result_type(x)}")
-    out = jax.eval_shape(field, x)
-    if not hasattr(out, "shape") or out.shape != x.shape or out.dtype != x.dtype:
-        found = f"{out.dtype}{list(out.shape)}" if hasattr(out, "shape") else type(out).__name__
-        raise InputError(f"field: expected f(x) like x, {x.dtype}{list(x.shape)}, got {found}")
+    check_floating("x", x)
+    check_maps_alike("field", "f(x) like x", field, x)
 
 
 def linearize(field: Field, x: Float[Array, "..."]) -> Linearization:

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from memjax._core.checks import check_count, check_positive
 from memjax._core.chunked import chunked_map
 from memjax._core.cost import Cost
 from memjax._core.errors import InputError
 from memjax._core.status import Status
 from memjax.calculus.linearization import Field, check_field
 from memjax.calculus.p_laplace import Exponents, exponents
-from memjax.linalg._operator import check_count
 from memjax.linalg.probes import orthonormal
 
 Size = float | int | Float[Array, ""]
@@ -181,8 +181,8 @@ def p_laplacian_stencil(
         raise InputError(f"order: expected 2, 4 or 6, got {order}")
     rule = _RULES[order]
     for name, size in (("step", step), ("length_scale", length_scale)):
-        if isinstance(size, float | int) and not 0 < size < math.inf:
-            raise InputError(f"{name}: expected a positive number, got {size}")
+        if size is not None:
+            check_positive(name, size)
 
     def estimate(x: Float[Array, "..."], key: PRNGKeyArray | None = None) -> StencilEstimate:
         check_field(field, x)

@@ -6,18 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from memjax._core.checks import is_traced
 from memjax._core.errors import InputError
 
 # What constructors read numbers from (numpy's own ArrayLike leaves out jax arrays).
 Numbers = float | int | Sequence[Any] | np.generic | np.ndarray | Array
-
-
-def is_traced(value: object) -> bool:
-    """Whether values cannot be read, because a transformation is being traced."""
-    return isinstance(value, Tracer)
 
 
 def float_array(name: str, value: Numbers, dtype: np.dtype | None = None) -> Array:

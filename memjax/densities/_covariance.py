@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from memjax._core.checks import is_traced
 from memjax._core.errors import InputError
-from memjax.densities._arrays import Numbers, float_array, is_traced
+from memjax.densities._arrays import Numbers, float_array
 
 Spectral = Callable[[Float[Array, " m"]], Float[Array, " m"]]
 

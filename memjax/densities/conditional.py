@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from memjax._core.checks import is_traced
 from memjax._core.errors import InputError
-from memjax.densities._arrays import Numbers, is_traced
+from memjax.densities._arrays import Numbers
 from memjax.densities.density import Condition, Sigma
 from memjax.densities.mixture import GaussianMixture
 

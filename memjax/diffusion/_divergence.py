@@ -5,11 +5,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from memjax._core.checks import check_count
 from memjax._core.chunked import chunked_map
 from memjax._core.errors import InputError
 from memjax._core.status import Status
 from memjax.calculus.linearization import Linearization
-from memjax.linalg._operator import check_count
 from memjax.linalg.probes import rademacher
 from memjax.linalg.trace import trace_hutchpp, trace_xnystrace
 

@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from memjax._core.checks import check_count, check_positive
 from memjax._core.chunked import chunked_map
 from memjax._core.cost import Cost
-from memjax._core.errors import InputError
 from memjax._core.status import finite_status
 from memjax.diffusion.adapters import callable_pytree
 from memjax.diffusion.combine import Score
 from memjax.diffusion.schedule import ContinuousVP
-from memjax.linalg._operator import check_count
 
 
 class EdgeGrowth(NamedTuple):
@@ -93,8 +92,7 @@ def volume_growth_edges(
     check_count("k", k, 1)
     check_count("num_steps", num_steps, 1)
     check_count("chunk_size", chunk_size, 1)
-    if not 0 < edge < float("inf"):
-        raise InputError(f"edge: expected a positive finite number, got {edge}")
+    check_positive("edge", edge)
 
     def growth(x: Float[Array, "..."], key: PRNGKeyArray) -> EdgeGrowth:
         check_count("k", k, 1, x.size)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from memjax._core.checks import check_count, check_positive
 from memjax._core.cost import Cost
 from memjax._core.errors import InputError
 from memjax._core.status import Status
@@ -27,7 +28,6 @@ from memjax.diffusion._trajectory import (
 )
 from memjax.diffusion.adapters import Scalar, callable_pytree
 from memjax.diffusion.combine import Score
-from memjax.linalg._operator import check_count
 
 
 class FlowProfile(NamedTuple):
@@ -212,8 +212,7 @@ def _solve(flow: ProbabilityFlow, x: Float[Array, "..."], key: PRNGKeyArray | No
 def _log_ratio(sigma0: Scalar, sigma1: Scalar) -> Array:
     """log(sigma1/sigma0): in double precision where both are numbers, which are checked."""
     for name, sigma in (("sigma0", sigma0), ("sigma1", sigma1)):
-        if not isinstance(sigma, jax.Array) and not 0 < sigma < math.inf:
-            raise InputError(f"{name}: expected a positive finite number, got {sigma}")
+        check_positive(name, sigma)
     arrays = [sigma for sigma in (sigma0, sigma1) if isinstance(sigma, jax.Array)]
     if arrays:
         dtype = jnp.result_type(*arrays)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from memjax._core.checks import check_count, check_positive, is_traced
 from memjax._core.cost import Cost
 from memjax._core.errors import InputError
 from memjax._core.status import Status
-from memjax.densities._arrays import is_traced
 from memjax.diffusion._divergence import mean_error
 from memjax.diffusion.adapters import Scalar, callable_pytree
 from memjax.diffusion.flow import ProbabilityFlow
@@ -227,10 +227,8 @@ def bits_per_dim(
         Song et al. (2021), arXiv:2011.13456, Appendix D.2; Theis, van den Oord, Bethge (2016),
         arXiv:1511.01844, section 3.1.
     """
-    if num_dims < 1:
-        raise InputError(f"num_dims: expected at least 1, got {num_dims}")
-    if not 0 < bin_width < math.inf:
-        raise InputError(f"bin_width: expected a positive number, got {bin_width}")
+    check_count("num_dims", num_dims, 1)
+    check_positive("bin_width", bin_width)
     return -(log_prob / num_dims + math.log(bin_width)) / math.log(2)
 
 

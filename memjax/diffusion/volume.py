@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from memjax._core.checks import check_count
 from memjax._core.chunked import chunked_map
 from memjax._core.cost import Cost
 from memjax._core.errors import InputError
@@ -14,7 +15,6 @@ from memjax._core.status import Status, finite_status
 from memjax.diffusion._divergence import Divergence
 from memjax.diffusion._trajectory import ADAPTIVE, FIXED, Stages
 from memjax.diffusion.flow import FlowProfile, ProbabilityFlow
-from memjax.linalg._operator import check_count
 from memjax.linalg.lanczos import eigsh
 from memjax.linalg.probes import orthonormal
 
@@ -102,11 +102,12 @@ def volume_growth(
     adaptive = plan.solver in ADAPTIVE
     if adaptive:
         plan = plan._replace(tol=10 * plan.tol)
-    elif solver_error and plan.num_steps % 2:
-        raise InputError(
-            f"flow: expected an even num_steps, to be halved for solver_error, got {plan.num_steps}"
-        )
-    else:
+    elif solver_error:
+        if plan.num_steps % 2:
+            raise InputError(
+                "flow: expected an even num_steps, to be halved for solver_error, "
+                f"got {plan.num_steps}"
+            )
         plan = plan._replace(num_steps=plan.num_steps // 2)
     coarser = flow.with_plan(plan._replace(dense=False, rates=False))
 

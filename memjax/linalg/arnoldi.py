@@ -8,11 +8,12 @@ import numpy as np
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray
 
+from memjax._core.checks import check_count
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
 from memjax._core.status import Status
 from memjax.linalg._krylov import check_krylov, length, matmul, orthogonalize, product_noise
-from memjax.linalg._operator import Matvec, check_count
+from memjax.linalg._operator import Matvec
 
 Target = Literal["largest_magnitude", "largest_real", "smallest_real"]
 

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from memjax._core.checks import check_count
 from memjax._core.status import Status
 from memjax.linalg._krylov import product_noise
 from memjax.linalg._leave_one_out import diagonal_leave_one_out
-from memjax.linalg._operator import Matvec, check_count, check_matvec
+from memjax.linalg._operator import Matvec, check_matvec
 from memjax.linalg._products import apply_rows, diagonal_estimate, exact_diagonal, normalized
 from memjax.linalg.diagonal import mean_of_forms, nystrom_leave_one_out, range_of, signs
 from memjax.linalg.estimate import Estimate

@@ -3,10 +3,11 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from memjax._core.checks import check_count
 from memjax._core.status import Status
 from memjax.linalg._krylov import matmul, product_noise
 from memjax.linalg._leave_one_out import diagonal_leave_one_out, dual_vectors
-from memjax.linalg._operator import Matvec, check_count, check_matvec
+from memjax.linalg._operator import Matvec, check_matvec
 from memjax.linalg._products import apply_rows, diagonal_estimate, exact_diagonal, normalized
 from memjax.linalg.estimate import Estimate
 from memjax.linalg.probes import rademacher, working_dtype

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from memjax._core.checks import check_count
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
 from memjax._core.status import Status
@@ -19,7 +20,7 @@ from memjax.linalg._krylov import (
     orthogonalize,
     product_noise,
 )
-from memjax.linalg._operator import Matvec, check_count
+from memjax.linalg._operator import Matvec
 
 Draw = Callable[[], Float[Array, "b d"]]
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from memjax._core.checks import check_count
 from memjax._core.errors import InputError
-from memjax.linalg._operator import Matvec, check_count, check_like, check_matvec
+from memjax.linalg._operator import Matvec, check_like, check_matvec
 from memjax.linalg._products import apply_rows, diagonal_estimate, exact_diagonal, normalized
 from memjax.linalg.estimate import Estimate
 from memjax.linalg.probes import working_dtype

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memjax.linalg._operator import check_count, check_like
+from memjax._core.checks import check_count
+from memjax.linalg._operator import check_like
 
 Probes = Callable[[PRNGKeyArray, int, Float[Array, "..."]], Float[Array, "..."]]
 """``(key, num, like) -> [num, *like.shape]`` with E v v^T = I."""

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from memjax._core.checks import check_count
 from memjax._core.chunked import chunked_map
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
 from memjax._core.status import finite_status
 from memjax.linalg._krylov import check_krylov, length, orthogonalize, product_noise
-from memjax.linalg._operator import Matvec, check_count
+from memjax.linalg._operator import Matvec
 from memjax.linalg.estimate import Estimate
 from memjax.linalg.probes import sphere
 

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from memjax._core.checks import check_count
 from memjax._core.chunked import chunked_map
 from memjax._core.status import Status
 from memjax.linalg._krylov import matmul
 from memjax.linalg._leave_one_out import dual_vectors
-from memjax.linalg._operator import Matvec, check_count, check_matvec
+from memjax.linalg._operator import Matvec, check_matvec
 from memjax.linalg._products import apply_rows, estimate_of, normalized
 from memjax.linalg.estimate import Estimate
 from memjax.linalg.exact import trace_exact

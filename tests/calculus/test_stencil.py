@@ -16,6 +16,7 @@ from memjax.densities import GaussianMixture
 
 ORDERS = (2, 4, 6)
 PS = (1, 1.5, 2, 3)
+POSITIVE = "expected a positive finite number"
 
 
 def field(x):
@@ -204,10 +205,22 @@ def test_broken_rows_say_so():
     ("call", "message"),
     [
         (lambda: divergence_stencil(field, order=3), "order: expected 2, 4 or 6, got 3"),
-        (lambda: divergence_stencil(field, step=0), "step: expected a positive number, got 0"),
-        (lambda: divergence_stencil(field, step=-1e-3), "step: expected a positive number, got -"),
-        (lambda: divergence_stencil(field, step=math.nan), "step: expected a positive number"),
-        (lambda: divergence_stencil(field, length_scale=0.0), "length_scale: expected a positive"),
+        (
+            lambda: divergence_stencil(field, step=0),
+            "step: expected a positive finite number, got 0",
+        ),
+        (
+            lambda: divergence_stencil(field, step=-1e-3),
+            "step: expected a positive finite number, got -",
+        ),
+        (
+            lambda: divergence_stencil(field, step=math.nan),
+            "step: expected a positive finite number, got nan",
+        ),
+        (
+            lambda: divergence_stencil(field, length_scale=0.0),
+            "length_scale: expected a positive finite number, got 0",
+        ),
         (lambda: p_laplacian_stencil(field, 0.5), r"p: expected a number in \[1, infinity\]"),
         (lambda: p_laplacian_stencil(field, (2, math.inf)), "p: expected a finite number, got inf"),
         (

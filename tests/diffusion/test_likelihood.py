@@ -130,7 +130,7 @@ def test_bad_input():
         log_likelihood_ratio(up, silent)
     with pytest.raises(InputError, match="reference: expected the divergence of flow"):
         log_likelihood_ratio(up, other)
-    with pytest.raises(InputError, match="num_dims: expected at least 1, got 0"):
+    with pytest.raises(InputError, match="num_dims: expected a whole number at least 1, got 0"):
         bits_per_dim(jnp.zeros(()), 0)
-    with pytest.raises(InputError, match=r"bin_width: expected a positive number, got 0\.0"):
+    with pytest.raises(InputError, match=r"bin_width: expected a positive finite number, got 0\.0"):
         bits_per_dim(jnp.zeros(()), 1, bin_width=0.0)
