@@ -15,7 +15,7 @@ from memjax.auditing.findings import Copies
 from memjax.auditing.plan import Calibration, PlannedDetector
 from memjax.auditing.rows import status_labels
 from memjax.data.images import ImageSet
-from memjax.detect.protocol import cost
+from memjax.detect.plan import cost
 from memjax.diffusion.model import Model
 
 CALIBRATION_WORDS = {

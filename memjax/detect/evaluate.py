@@ -9,45 +9,21 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
 from memjax.calculus.linearization import linearize
+from memjax.detect.plan import BranchPlan, flow_of, plan_evaluations
 from memjax.detect.protocol import (
+    Branch,
     Detector,
     Evaluation,
     Finding,
+    Kind,
+    Local,
+    Place,
     Point,
     Product,
-    merge_needs,
+    Trajectory,
 )
 from memjax.diffusion.combine import Score, at
-
-
-def _displacement(point: Point, key: PRNGKeyArray, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    if point.kind == "clean":
-        return jnp.zeros_like(x)
-    n = jax.random.normal(derive_key(key, "draw", point.draw), x.shape, x.dtype)
-    if point.kind == "noised":
-        return point.sign * point.sigma * n
-    return point.sign * point.radius * n / jnp.sqrt(jnp.sum(n * n))
-
-
-def _evaluate_group(
-    score: Score,
-    condition: PyTree,
-    x: Float[Array, "..."],
-    displacements: Float[Array, "k ..."],
-    sigmas: Float[Array, "k"],
-    products: tuple[Product, ...],
-) -> tuple[Float[Array, "k ..."], tuple[Any, ...]]:
-    def one(displacement, sigma):
-        field = at(score, sigma, condition)
-        if not products:
-            return field(x + displacement), ()
-        linearization = linearize(field, x + displacement)
-        return linearization.value, tuple(product(linearization) for product in products)
-
-    if not products:
-        return jax.vmap(one)(displacements, sigmas)
-    # One linearisation in memory at a time: its products already fill the machine.
-    return jax.lax.map(lambda arguments: one(*arguments), (displacements, sigmas))
+from memjax.diffusion.volume import VolumeGrowth, volume_growth
 
 
 def evaluate_detectors(
@@ -82,29 +58,99 @@ def evaluate_detectors(
 
     Cost: ``memjax.detect.cost(detectors, x.size)`` exactly.
     """
-    groups: dict[tuple, list[Point]] = {}
-    needs = merge_needs(detectors, x.size)
-    for point, products in needs.items():
-        groups.setdefault((point.model, point.condition, products), []).append(point)
+    plan = plan_evaluations(detectors, x.size)
 
-    evidence: dict[Point, Evaluation] = {}
-    for (which, branch, products), points in groups.items():
-        if which == "baseline" and baseline is None:
+    def score_of(branch: Branch) -> tuple[Score, PyTree]:
+        if branch.model == "baseline" and baseline is None:
             raise InputError("baseline: a detector compares two models, and no baseline is given")
-        displacements = jnp.stack([_displacement(point, key, x) for point in points])
-        sigmas = jnp.asarray([point.sigma for point in points], x.dtype)
-        scores, results = _evaluate_group(
-            score if which == "target" else baseline,  # type: ignore[arg-type]
-            condition if branch == "given" else None,
-            x,
-            displacements,
-            sigmas,
-            products,
-        )
-        for i, point in enumerate(points):
-            values = {
-                product: jax.tree.map(lambda leaf, i=i: leaf[i], result)
-                for product, result in zip(products, results, strict=True)
-            }
-            evidence[point] = Evaluation(displacements[i], scores[i], values)
+        which = score if branch.model == "target" else baseline
+        return which, condition if branch.condition == "given" else None  # type: ignore[return-value]
+
+    groups: dict[tuple, list[Place]] = {}
+    for place, branches in plan.places.items():
+        groups.setdefault(tuple(branches.items()), []).append(place)
+    evidence: dict[Any, Any] = {}
+    for branches, places in groups.items():
+        scores = {branch: score_of(branch) for branch, _ in branches}
+        found = _evaluate_group(scores, dict(branches), places, x, key)
+        for i, place in enumerate(places):
+            here = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+            for (branch, branch_plan), (displacement, value, results) in zip(
+                branches, here, strict=True
+            ):
+                point = Point(**place._asdict(), **branch._asdict())
+                products = dict(zip(branch_plan.asked, results, strict=True))
+                evidence[point] = Evaluation(displacement, value, products)
+    for trajectory in plan.trajectories:
+        which, branch_condition = score_of(trajectory.start.branch)
+        evidence[trajectory] = _follow(trajectory, which, branch_condition, x, key)
     return tuple(detector.finish(evidence) for detector in detectors)
+
+
+def _evaluate_group(
+    scores: dict[Branch, tuple[Score, PyTree]],
+    plans: dict[Branch, BranchPlan],
+    places: list[Place],
+    x: Float[Array, "..."],
+    key: PRNGKeyArray,
+) -> tuple[Any, ...]:
+    """Displacement, score and products by branch, at places where the same is wanted, stacked."""
+    displacements = jnp.stack(
+        [_displacement(p.kind, p.sigma, p.draw, p.sign, p.radius, key, x) for p in places]
+    )
+    sigmas = jnp.asarray([place.sigma for place in places], x.dtype)
+
+    def one(displacement, sigma):
+        values, linearizations = {}, {}
+        for branch, plan in plans.items():
+            which, condition = scores[branch]
+            field = at(which, sigma, condition)
+            if plan.linearized:
+                linearizations[branch] = linearize(field, x + displacement)
+                values[branch] = linearizations[branch].value
+            else:
+                values[branch] = field(x + displacement)
+        out = []
+        for branch, plan in plans.items():
+            results: dict[Product, Any] = {}
+            for product in plan.products:
+                local = Local(linearizations, branch, results, derive_key(key, "product"))
+                results[product] = product(local)
+            asked = tuple(results[product] for product in plan.asked)
+            out.append((displacement, values[branch], asked))
+        return tuple(out)
+
+    if any(plan.linearized for plan in plans.values()):
+        # One place in memory at a time: its products already fill the machine.
+        return jax.lax.map(lambda arguments: one(*arguments), (displacements, sigmas))
+    return jax.vmap(one)(displacements, sigmas)
+
+
+def _follow(
+    trajectory: Trajectory,
+    score: Score,
+    condition: PyTree,
+    x: Float[Array, "..."],
+    key: PRNGKeyArray,
+) -> VolumeGrowth:
+    start = trajectory.start
+    moved = x + _displacement(start.kind, start.sigma, start.draw, start.sign, start.radius, key, x)
+    growth = volume_growth(flow_of(trajectory, score, condition), solver_error=False)
+    return growth(moved, derive_key(key, "flow"))
+
+
+def _displacement(
+    kind: Kind,
+    sigma: float,
+    draw: int,
+    sign: int,
+    radius: float,
+    key: PRNGKeyArray,
+    x: Float[Array, "..."],
+) -> Float[Array, "..."]:
+    if kind == "clean":
+        return jnp.zeros_like(x)
+    n = jax.random.normal(derive_key(key, "draw", draw), x.shape, x.dtype)
+    if kind == "noised":
+        return sign * sigma * n
+    return sign * radius * n / jnp.sqrt(jnp.sum(n * n))

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from memjax.detect.protocol import Evidence, Finding, Need, Point, Trace, check_sigma, finding
+from memjax.detect.products import Trace
+from memjax.detect.protocol import Evidence, Finding, Need, Point, check_sigma, finding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,14 +14,16 @@ class _CleanTrace:
     """What both need: the score and its divergence at the clean image, from one linearization."""
 
     sigma: float
+    num_probes: int | None = None
     default_level: ClassVar[float] = 0.1
 
     def __post_init__(self):
         check_sigma(self.sigma)
+        Trace(self.num_probes)  # refuses what it cannot take
 
     def needs(self, d: int) -> tuple[Need, ...]:
         """The score and its divergence at the clean image."""
-        return (Need(Point(self.sigma), (Trace(),)),)
+        return (Need(Point(self.sigma), (Trace(self.num_probes),)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +39,13 @@ class EffectiveDimension(_CleanTrace):
 
     Args:
         sigma: noise level, in the score's units.
+        num_probes: products of Hutchinson's estimator of the trace, at least 2, with probes
+            common to all images; ``None`` for the exact trace.
 
     Raises:
-        InputError: sigma is not positive and finite.
+        InputError: sigma is not positive and finite, or fewer than two probes.
 
-    Cost: one forward evaluation and d jvps (exact trace). Deterministic.
+    Cost: one forward evaluation and d jvps, or ``num_probes``. Deterministic if exact.
 
     References:
         Second-order Tweedie formula; the Laplacian is p = 2 of Brokman et al., 2025,
@@ -57,9 +62,9 @@ class EffectiveDimension(_CleanTrace):
     def finish(self, evidence: Evidence) -> Finding:
         """``-(1 + sigma^2 tr H / d)``."""
         evaluation = evidence[Point(self.sigma)]
-        trace = evaluation.products[Trace()]
-        d_eff_share = 1 + self.sigma**2 * trace / evaluation.score.size
-        return finding(-d_eff_share, trace, score=evaluation.score)
+        trace, error = evaluation.products[Trace(self.num_probes)]
+        scale = self.sigma**2 / evaluation.score.size
+        return finding(-(1 + scale * trace), trace, scale * error, score=evaluation.score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +81,14 @@ class FLIPD(_CleanTrace):
 
     Args:
         sigma: noise level, in the score's units.
+        num_probes: products of Hutchinson's estimator of the trace, at least 2, with probes
+            common to all images; ``None`` for the exact trace.
 
     Raises:
-        InputError: sigma is not positive and finite.
+        InputError: sigma is not positive and finite, or fewer than two probes.
 
-    Cost: one forward evaluation and d jvps (exact trace), shared with ``EffectiveDimension`` at
-    the same sigma. Deterministic.
+    Cost: one forward evaluation and d jvps, or ``num_probes``; shared with ``EffectiveDimension``
+    at the same sigma. Deterministic if exact.
 
     References:
         Kamkari et al., 2024, arXiv:2406.03537; as a sign of memorization: Ross et al., 2025,
@@ -99,5 +106,6 @@ class FLIPD(_CleanTrace):
         """``-(1 + sigma^2 (tr H + |s|^2) / d)``."""
         evaluation = evidence[Point(self.sigma)]
         s, d = evaluation.score, evaluation.score.size
-        flipd = d + self.sigma**2 * (evaluation.products[Trace()] + jnp.sum(s * s))
-        return finding(-flipd / d, flipd)
+        trace, error = evaluation.products[Trace(self.num_probes)]
+        flipd = d + self.sigma**2 * (trace + jnp.sum(s * s))
+        return finding(-flipd / d, flipd, self.sigma**2 * error / d)

@@ -1,8 +1,9 @@
 """What a detector is: it declares evaluations of a score, and finishes from their results.
 
-A detector never calls a model. It lists the evaluations it needs (``needs``), the runner in
-``memjax.detect.evaluate`` makes the union of all detectors' needs once, and each detector turns
-the evidence into one number (``finish``), a pure function that runs under ``jit`` and ``vmap``.
+A detector never calls a model. It lists what it needs (``needs``): the score at points, products
+with its Jacobian there, flows. The runner in ``memjax.detect.evaluate`` makes the union of all
+detectors' needs once, and each detector turns the evidence into one number (``finish``), a pure
+function that runs under ``jit`` and ``vmap``.
 """
 
 import dataclasses
@@ -10,12 +11,36 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from memjax._core.cost import Cost
 from memjax._core.errors import InputError
-from memjax._core.status import finite_status
+from memjax._core.status import Status, finite_status
 from memjax.calculus.linearization import Linearization
+
+Kind = Literal["clean", "noised", "sphere"]
+
+
+class Branch(NamedTuple):
+    """Which score is evaluated.
+
+    Attributes:
+        model: ``"target"`` or the ``"baseline"`` it is compared with.
+        condition: ``"given"`` (the row's own) or ``"null"``.
+    """
+
+    model: Literal["target", "baseline"] = "target"
+    condition: Literal["given", "null"] = "given"
+
+
+class Place(NamedTuple):
+    """Where, and at which noise level: the part of a ``Point`` that branches share."""
+
+    sigma: float
+    kind: Kind
+    draw: int
+    sign: int
+    radius: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,46 +63,93 @@ class Point:
     """
 
     sigma: float
-    kind: Literal["clean", "noised", "sphere"] = "clean"
+    kind: Kind = "clean"
     draw: int = 0
     sign: int = 1
     radius: float = 0.0
     condition: Literal["given", "null"] = "given"
     model: Literal["target", "baseline"] = "target"
 
+    @property
+    def place(self) -> Place:
+        """Where, without which score."""
+        return Place(self.sigma, self.kind, self.draw, self.sign, self.radius)
 
-@runtime_checkable
-class Product(Protocol):
-    """A number (or array) computed from the linearised score at a point; hashable."""
-
-    def __call__(self, linearization: Linearization) -> Any:
-        """Compute the product."""
-        ...
-
-    def cost(self, d: int) -> Cost:
-        """Network products used, beyond the linearisation itself."""
-        ...
+    @property
+    def branch(self) -> Branch:
+        """Which score, without where."""
+        return Branch(self.model, self.condition)
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace:
-    """tr H, the exact divergence of the score: d Jacobian products."""
+class Trajectory:
+    """One solve of the probability flow with its volume growth, relative to an image x0.
 
-    chunk_size: int | None = 256
+    Attributes:
+        start: where it starts: x0 itself (``"clean"``) or x0 + sigma n (``"noised"``), with the
+            draw, the condition and the model of that point, at its sigma.
+        sigma1: noise level at which it ends.
+        solver: a fixed rule, ``"heun"`` or ``"rk4"``: its cost is known beforehand.
+        num_steps: steps, evenly spaced in log sigma.
+        divergence: how tr M is found, as for ``memjax.probability_flow``.
+        num_products: products of a stochastic divergence; probes are common to all images.
+    """
 
-    def __call__(self, linearization: Linearization) -> Float[Array, ""]:
-        """Compute tr H."""
-        return linearization.trace(chunk_size=self.chunk_size)
+    start: Point
+    sigma1: float
+    solver: Literal["heun", "rk4"] = "rk4"
+    num_steps: int = 8
+    divergence: Literal["exact", "hutchinson", "hutchpp", "xnystrace"] = "exact"
+    num_products: int = 16
+
+
+class Local(NamedTuple):
+    """What a product is computed from.
+
+    Attributes:
+        linearizations: of the scores wanted at this place.
+        branch: the score that the product was asked for.
+        results: products of the same score computed before: those that it builds on.
+        key: randomness, common to all images.
+    """
+
+    linearizations: Mapping[Branch, Linearization]
+    branch: Branch
+    results: Mapping["Product", Any]
+    key: PRNGKeyArray
+
+    @property
+    def linearization(self) -> Linearization:
+        """That of the score asked for."""
+        return self.linearizations[self.branch]
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """Something computed from the linearised score at a point; subclasses are frozen, hashable."""
+
+    uses: ClassVar[tuple["Product", ...]] = ()
+    """Products at the same point that this one is computed from."""
+    derives: ClassVar[tuple["Product", ...]] = ()
+    """Products that, where they are wanted anyway, give this one for nothing."""
+
+    def __call__(self, local: Local) -> Any:
+        """Compute it: an array or a pytree of arrays."""
+        raise NotImplementedError
+
+    def branches(self, branch: Branch) -> tuple[Branch, ...]:
+        """Other scores that must be linearised at the same place."""
+        return ()
 
     def cost(self, d: int) -> Cost:
-        """``d`` jvps."""
-        return Cost(jvp=d)
+        """Network products beyond the linearisation, and beyond the products it ``uses``."""
+        raise NotImplementedError
 
 
 class Need(NamedTuple):
-    """A point, and the products wanted there; the score itself always comes with it."""
+    """A point or a flow, and the products wanted at the point; its score always comes with it."""
 
-    point: Point
+    point: Point | Trajectory
     products: tuple[Product, ...] = ()
 
 
@@ -95,7 +167,8 @@ class Evaluation(NamedTuple):
     products: Mapping[Product, Any]
 
 
-Evidence = Mapping[Point, Evaluation]
+Evidence = Mapping[Any, Any]
+"""An ``Evaluation`` for each point, a ``memjax.diffusion.VolumeGrowth`` for each flow."""
 
 
 class Finding(NamedTuple):
@@ -120,6 +193,7 @@ def finding(
     standard_error: Float[Array, ""] | None = None,
     *,
     score: Float[Array, "..."] | None = None,
+    status: Int[Array, ""] | None = None,
 ) -> Finding:
     """Build a ``Finding`` whose status follows from its numbers.
 
@@ -129,19 +203,23 @@ def finding(
         standard_error: of ``value``; ``None`` for a deterministic statistic.
         score: the score at the evaluated points, for a statistic that does not contain it (a
             trace can be finite where the score is not).
+        status: what is known to have gone wrong; ``None`` for nothing.
 
     Returns:
-        The finding; a non-finite number makes all of it NaN with status ``NONFINITE``.
+        The finding, all NaN unless its status is ``OK``: a non-finite number makes it
+        ``NONFINITE``, whatever ``status`` says.
     """
     error = jnp.zeros_like(value) if standard_error is None else standard_error
-    status = finite_status(value, raw, *(() if score is None else (score,)))
-    keep = status == 0
+    found = finite_status(value, raw, *(() if score is None else (score,)))
+    if status is not None:
+        found = jnp.where(found == Status.OK, status, found)
+    keep = found == Status.OK
     nan = jnp.full_like(value, jnp.nan)
     return Finding(
         jnp.where(keep, value, nan),
         jnp.where(keep, raw, nan),
         jnp.where(keep, error, nan),
-        status,
+        found,
     )
 
 
@@ -177,41 +255,6 @@ class Detector(Protocol):
     def finish(self, evidence: Evidence) -> Finding:
         """The statistic, from exactly those evaluations."""
         ...
-
-
-def merge_needs(detectors: tuple[Detector, ...], d: int) -> dict[Point, tuple[Product, ...]]:
-    """Union of what several detectors need: each point once, each product at it once.
-
-    Args:
-        detectors: any number of detectors.
-        d: numbers in one image.
-
-    Returns:
-        Products by point, in order of first mention.
-    """
-    union: dict[Point, dict[Product, None]] = {}
-    for detector in detectors:
-        for point, products in detector.needs(d):
-            union.setdefault(point, {}).update(dict.fromkeys(products))
-    return {point: tuple(products) for point, products in union.items()}
-
-
-def cost(detectors: tuple[Detector, ...], d: int) -> Cost:
-    """Network products one image costs when these detectors run together.
-
-    Args:
-        detectors: any number of detectors; shared evaluations count once.
-        d: numbers in one image.
-
-    Returns:
-        The exact number of products made by ``evaluate_detectors``.
-    """
-    total = Cost()
-    for products in merge_needs(detectors, d).values():
-        total = total.plus(Cost(forward=1))
-        for product in products:
-            total = total.plus(product.cost(d))
-    return total
 
 
 def check_sigma(sigma: float) -> None:

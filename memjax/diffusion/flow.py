@@ -159,6 +159,13 @@ class ProbabilityFlow(eqx.Module):
         return Cost(evaluations, jvp * evaluations, vjp * evaluations)
 
     @property
+    def num_evaluations(self) -> int | None:
+        """Evaluations of a solve, where they are known beforehand: for a fixed rule."""
+        if self.plan.solver not in FIXED:
+            return None
+        return self.plan.num_steps * len(FIXED[self.plan.solver].b) + 1
+
+    @property
     def sigma1(self) -> Float[Array, "..."]:
         """The level reached."""
         return self.sigma0 * jnp.exp(self.log_ratio)
