@@ -153,4 +153,6 @@ def _displacement(
     n = jax.random.normal(derive_key(key, "draw", draw), x.shape, x.dtype)
     if kind == "noised":
         return sign * sigma * n
+    if kind == "pure":
+        return sign * radius * n - x
     return sign * radius * n / jnp.sqrt(jnp.sum(n * n))

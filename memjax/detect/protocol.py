@@ -18,7 +18,7 @@ from memjax._core.errors import InputError
 from memjax._core.status import Status, finite_status
 from memjax.calculus.linearization import Linearization
 
-Kind = Literal["clean", "noised", "sphere"]
+Kind = Literal["clean", "noised", "sphere", "pure"]
 
 
 class Branch(NamedTuple):
@@ -48,16 +48,17 @@ class Point:
     """One evaluation of a score, relative to an image x0 of d numbers.
 
     ``kind`` says where: ``"clean"`` at x0, ``"noised"`` at x0 + sigma n with n ~ N(0, I),
-    ``"sphere"`` at x0 + radius u with u uniform on the unit sphere. Draw j is the same n (u)
-    for every image, noise level and detector: common random numbers make differences between
-    images far more precise than the values themselves.
+    ``"sphere"`` at x0 + radius u with u uniform on the unit sphere, ``"pure"`` at radius n
+    wherever x0 lies (the noise that sampling starts from: nothing but the condition tells rows
+    apart). Draw j is the same n (u) for every image, noise level and detector: common random
+    numbers make differences between images far more precise than the values themselves.
 
     Attributes:
         sigma: noise level announced to the score, in the score's units.
         kind: where the score is evaluated.
         draw: index of the random draw.
         sign: +1, or -1 for the antithetic partner of the same draw.
-        radius: distance from x0, for ``"sphere"``.
+        radius: distance from x0 for ``"sphere"``, standard deviation of the noise for ``"pure"``.
         condition: ``"given"`` (the row's own) or ``"null"``.
         model: ``"target"`` or the ``"baseline"`` it is compared with.
     """

@@ -7,6 +7,7 @@ import pytest
 
 from memjax._core.cost import Cost
 from memjax._core.errors import InputError
+from memjax._core.keys import derive_key
 from memjax._core.status import Status
 from memjax.detect import (
     FLIPD,
@@ -174,6 +175,21 @@ def test_sphere_points_lie_on_their_sphere_and_come_in_antithetic_pairs():
     (found,) = run(jnp.ones(D), (Sphere(),))
     np.testing.assert_allclose(found.value, 0.25, rtol=1e-6)
     assert found.raw == 0
+
+
+def test_pure_noise_does_not_know_the_image():
+    class Pure(ScoreNorm):
+        def needs(self, d):
+            return (Need(Point(0.5, "pure", radius=20.0)),)
+
+        def finish(self, evidence):
+            score = evidence[Point(0.5, "pure", radius=20.0)].score
+            return finding(jnp.sum(score), jnp.sum(score * score))
+
+    a, b = (run(x, (Pure(0.5),))[0] for x in (jnp.zeros(D), jnp.ones(D)))
+    np.testing.assert_allclose(a.value, b.value, rtol=1e-4)
+    n = np.asarray(jax.random.normal(derive_key(KEY, "draw", 0), (D,)))
+    np.testing.assert_allclose(a.value, np.sum(-20 * n / (STDS**2 + 0.25)), rtol=1e-4)
 
 
 def test_condition_and_baseline_reach_the_right_score():
