@@ -1,10 +1,18 @@
-"""Local dimension of the model's density: effective dimension and FLIPD."""
+"""Local dimension of the model's density: effective dimension, FLIPD, from the flux; profiles."""
 
 import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
 
+from memjax.detect._sphere import (
+    check_sphere,
+    field_on_sphere,
+    image_size,
+    mean_of_pairs,
+    sphere_points,
+    undefined_if,
+)
 from memjax.detect.products import Trace
 from memjax.detect.protocol import Evidence, Finding, Need, Point, check_sigma, finding
 
@@ -109,3 +117,75 @@ class FLIPD(_CleanTrace):
         trace, error = evaluation.products[Trace(self.num_probes)]
         flipd = d + self.sigma**2 * (trace + jnp.sum(s * s))
         return finding(-flipd / d, flipd, self.sigma**2 * error / d)
+
+
+@dataclasses.dataclass(frozen=True)
+class FluxDimension:
+    """Minus the local dimension read off the p = 1 flux around the clean image, as a share of d.
+
+    With n uniform on the unit sphere, r = radius sigma sqrt(d) and A the mean cosine between the
+    score and the direction to x0 (the ``value`` of ``PLaplaceFlux`` at p = 1)::
+
+        A = -E_n[s . n / |s|]   at x0 + r n
+        value = -(1 - A^2),  raw = d (1 - A^2), a number of dimensions;  A < 0 counts as 0
+
+    Where the density is flat along m dimensions the score points back along the other d - m, and
+    A is the mean length of n's part across, about sqrt(1 - m/d): on a flat manifold it needs no
+    derivative, and it does not change when the score is multiplied by a positive number. Off the
+    manifold it grows, as FLIPD does: an attractor at distance a from x0 reads about
+    d a^2 / (a^2 + r^2). ``raw`` is the same number in variance-preserving coordinates.
+
+    Args:
+        sigma: noise level, in the score's units.
+        radius: of the sphere, in units of sigma sqrt(d).
+        num_pairs: antithetic pairs n, -n, at least 1. The directions are common to all images.
+
+    Raises:
+        InputError: an argument out of range.
+
+    Without raising: UNDEFINED where the score is exactly zero at a point.
+
+    Accuracy: on a flat manifold the dimension comes out too large by about m/(2d), because a mean
+    length is squared. The standard error is over pairs, to first order in that of A, and infinite
+    for one pair.
+
+    Cost: 2 ``num_pairs`` forward evaluations, all shared with ``PLaplaceFlux``.
+
+    References:
+        Closed form of the p = 1 flux of Brokman et al. (2025), arXiv:2505.08246, on a flat
+        manifold; ours.
+    """
+
+    sigma: float
+    radius: float = 0.5
+    num_pairs: int = 16
+    name: ClassVar[str] = "flux_dimension"
+    title: ClassVar[str] = "Flux dimension"
+    raw_name: ClassVar[str] = "flux dimension, dimensions"
+    default_level: ClassVar[float] = 0.13
+    statement: ClassVar[str] = (
+        "Local dimension read off the score around the image: near zero where it stored a point."
+    )
+
+    def __post_init__(self):
+        check_sigma(self.sigma)
+        check_sphere(self.radius, self.num_pairs)
+
+    def needs(self, d: int) -> tuple[Need, ...]:
+        """The score at both ends of every pair."""
+        points = sphere_points(self.sigma, self.radius, self.num_pairs, d)
+        return tuple(Need(point) for point in points)
+
+    def finish(self, evidence: Evidence) -> Finding:
+        """``A^2 - 1``."""
+        around = field_on_sphere(evidence, self.sigma, self.radius, self.num_pairs)
+        mean, error = mean_of_pairs(around.cosine)
+        inward = jnp.maximum(mean, 0)
+        value = jnp.square(inward) - 1
+        return finding(
+            value,
+            -value * image_size(evidence),
+            error if self.num_pairs == 1 else 2 * inward * error,
+            score=around.field,
+            status=undefined_if(jnp.any(around.zero)),
+        )

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from memjax._core.cost import Cost
 from memjax._core.errors import InputError
+from memjax.calculus.p_laplace import ROUNDINGS
 from memjax.detect.protocol import Branch, Local, Product
 from memjax.linalg.trace import trace_hutchinson
 
@@ -119,3 +120,60 @@ class AlongGap(Product):
     def cost(self, d: int) -> Cost:
         """Two jvps."""
         return Cost(jvp=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceGap(Product):
+    """tr H_gap, from probes: the difference of two traces is far smaller than either.
+
+    The exact one is the difference of two exact ``Trace``, which others may want.
+    """
+
+    num_probes: int
+
+    def branches(self, branch: Branch) -> tuple[Branch, ...]:
+        """The null condition's score."""
+        return (branch._replace(condition="null"),)
+
+    def __post_init__(self):
+        Trace(self.num_probes)  # refuses what it cannot take
+
+    def __call__(self, local: Local) -> Measured:
+        """Compute it by Hutchinson's estimator with random signs, common to all images."""
+        (null,) = self.branches(local.branch)
+        given, other = local.linearization, local.linearizations[null]
+        found = trace_hutchinson(
+            lambda v: given.jvp(v) - other.jvp(v),
+            given.point,
+            local.key,
+            num_products=self.num_probes,
+        )
+        return Measured(found.value, found.standard_error)
+
+    def cost(self, d: int) -> Cost:
+        """Two jvps a probe."""
+        return Cost(jvp=2 * self.num_probes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Roundoff(Product):
+    """How far rounding the point to its dtype can move the score: a score below has no direction.
+
+    ``16 eps |H x|``, the threshold of ``memjax.p_laplacian``. One jvp.
+    """
+
+    derives: ClassVar[tuple[Product, ...]] = (Jacobian(),)
+
+    def __call__(self, local: Local) -> Float[Array, ""]:
+        """Compute it, in the units of the score."""
+        point = local.linearization.point
+        if Jacobian() in local.results:
+            moved = jnp.matmul(local.results[Jacobian()], point.reshape(-1), precision="highest")
+        else:
+            moved = local.linearization.jvp(point)
+        eps = float(jnp.finfo(point.dtype).eps)
+        return ROUNDINGS * eps * jnp.sqrt(jnp.sum(moved * moved))
+
+    def cost(self, d: int) -> Cost:
+        """One jvp."""
+        return Cost(jvp=1)
