@@ -70,7 +70,7 @@ class PromptsTestbed(NamedTuple):
 
 def graded_testbed(
     seed: int = 0,
-    group_size: int = 16,
+    group_size: int | tuple[int, ...] = 16,
     *,
     steps: int = 8000,
     num_samples: int = 4096,
@@ -85,7 +85,7 @@ def graded_testbed(
 
     Args:
         seed: of the bed, the training and the samples.
-        group_size: images per multiplicity, see ``memjax.data.graded``.
+        group_size: images per multiplicity, or five numbers, see ``memjax.data.graded``.
         steps: of the training.
         num_samples: samples to draw.
         cache_dir: the cache folder; ``None`` for the environment variable ``MEMJAX_CACHE_DIR``,

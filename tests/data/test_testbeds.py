@@ -1,3 +1,4 @@
+import re
 import zlib
 
 import numpy as np
@@ -35,11 +36,18 @@ def test_digits_are_distinct():
     assert len(set(bank.sha256)) == len(set(bank.ids)) == len(bank) == 1797
 
 
-@pytest.mark.parametrize(("group_size", "rows"), [(16, 1912), (48, 3736), (1, 1057), (200, 12400)])
+@pytest.mark.parametrize(
+    ("group_size", "rows"),
+    [
+        *((16, 1912), (48, 3736), (1, 1057), (200, 12400)),
+        *(((48, 48, 16, 16, 16), 2040), ((48, 48, 0, 0, 0), 1192), ((0, 0, 0, 0, 1000), 32000)),
+    ],
+)
 def test_graded_counts(group_size, rows):
     bed = graded(0, group_size)
     values, counts = np.unique(bed.multiplicity, return_counts=True)
-    expected = {0: 797, 1: 1000 - 5 * group_size} | dict.fromkeys((2, 4, 8, 16, 32), group_size)
+    sizes = (group_size,) * 5 if isinstance(group_size, int) else group_size
+    expected = {0: 797, 1: 1000 - sum(sizes)} | dict(zip((2, 4, 8, 16, 32), sizes, strict=True))
     assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == {
         k: v for k, v in expected.items() if v
     }
@@ -73,9 +81,13 @@ def test_draws_do_not_change_between_versions():
     assert zlib.crc32(prompts(0).source.astype("<i4").tobytes()) == PROMPTS_CRC
 
 
-@pytest.mark.parametrize("group_size", [0, 201])
+@pytest.mark.parametrize(
+    "group_size",
+    [0, 201, -1, (48, 48), (0, 0, 0, 0, 0), (1001, 0, 0, 0, 0), (48, -1, 0, 0, 0)],
+)
 def test_group_size_out_of_range(group_size):
-    with pytest.raises(InputError, match=f"group_size: expected 1..200 images, got {group_size}"):
+    expected = "1..200 images, or 5 numbers from 0 that sum to 1..1000"
+    with pytest.raises(InputError, match=re.escape(f"expected {expected}, got {group_size}")):
         graded(0, group_size)
 
 
