@@ -2,22 +2,43 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, PyTree
 
 from memjax._core.errors import InputError
 from memjax.data.images import ImageSet
 from memjax.detect.denoising_loss import DenoisingLoss
 from memjax.detect.local_dimension import FLIPD, EffectiveDimension
+from memjax.detect.plan import requirements
 from memjax.detect.protocol import Detector
+from memjax.detect.sample_distance import (
+    DistanceRatio,
+    NearestSample,
+    NormalizedL2,
+    SampleDetector,
+    TiledL2,
+)
 from memjax.detect.score_norm import ScoreNorm
 from memjax.diffusion.model import Model
 
 DETECTORS: dict[str, type] = {
     kind.name: kind for kind in (FLIPD, DenoisingLoss, ScoreNorm, EffectiveDimension)
 }
-"""Detectors an audit knows by name; the first is the primary one, by which rows are ranked."""
+"""Detectors that look at the score, by name: ``kind(sigma)`` makes one."""
+
+SAMPLE_DETECTORS: dict[str, type] = {
+    kind.name: kind for kind in (DistanceRatio, NormalizedL2, NearestSample, TiledL2)
+}
+"""Detectors that look at generated samples, by name: ``kind()`` makes one."""
+
+DEFAULT_DETECTORS = ("flipd", "denoising_loss", "score_norm", "effective_dimension")
+"""What an audit runs unless told otherwise; the first is the primary one, by which rows rank."""
+
+ALL = "all"
+"""Stands for every detector that can run with what is given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +48,56 @@ class PlannedDetector:
     Attributes:
         label: column name: the detector's name, with ``@level`` unless at its default level.
         detector: the detector, at a noise level in the model's units.
-        level: that noise level as a multiple of the data's standard deviation.
+        level: that noise level as a multiple of the data's standard deviation; ``None`` for a
+            detector that looks at samples.
     """
 
     label: str
-    detector: Detector
-    level: float
+    detector: Detector | SampleDetector
+    level: float | None
+
+    @property
+    def samples(self) -> bool:
+        """Whether it looks at generated samples, not at the score."""
+        return isinstance(self.detector, SampleDetector)
 
 
-def parse_detector(spec: str) -> tuple[type, float]:
+class Given(NamedTuple):
+    """What an audit has beside the model and the images: what some detectors cannot do without.
+
+    Attributes:
+        conditions: the rows' own conditions.
+        baseline: a model to compare with.
+        samples: images drawn from the model.
+    """
+
+    conditions: bool = True
+    baseline: bool = True
+    samples: bool = True
+
+    def missing(self, detector: Detector | SampleDetector, d: int) -> str | None:
+        """What a detector needs and has not got.
+
+        Args:
+            detector: the detector.
+            d: numbers in one image.
+
+        Returns:
+            ``None`` if it can run, otherwise a clause that says why not.
+        """
+        if isinstance(detector, SampleDetector):
+            if self.samples:
+                return None
+            return "compares the rows with generated samples; give samples, or draw some"
+        needed = requirements((detector,), d)
+        if needed.conditions and not self.conditions:
+            return "compares the row's condition with the null condition; give conditions"
+        if needed.baseline and not self.baseline:
+            return "compares the model with another one; give a baseline"
+        return None
+
+
+def parse_detector(spec: str) -> tuple[type, float | None]:
     """Read ``NAME`` or ``NAME@LEVEL``.
 
     Args:
@@ -43,14 +105,21 @@ def parse_detector(spec: str) -> tuple[type, float]:
             standard deviation.
 
     Returns:
-        The detector's class and the level, its default if none is given.
+        The detector's class and the level, its default if none is given; ``None`` for a detector
+        that looks at samples.
 
     Raises:
-        InputError: unknown name, or a level that is no positive finite number.
+        InputError: unknown name, a level that is no positive finite number, or a level for a
+            detector that has none.
     """
-    name, _, suffix = spec.partition("@")
+    name, at, suffix = spec.partition("@")
+    if name in SAMPLE_DETECTORS:
+        if at:
+            raise InputError(f"detectors: {name} looks at samples, not at a noise level: {spec!r}")
+        return SAMPLE_DETECTORS[name], None
     if name not in DETECTORS:
-        raise InputError(f"detectors: unknown {name!r}; known: {', '.join(DETECTORS)}")
+        known = ", ".join((*DETECTORS, *SAMPLE_DETECTORS))
+        raise InputError(f"detectors: unknown {name!r}; known: {known}")
     kind = DETECTORS[name]
     try:
         level = float(suffix) if suffix else kind.default_level
@@ -64,38 +133,63 @@ def parse_detector(spec: str) -> tuple[type, float]:
     return kind, level
 
 
-def _plan_one(spec: str | Detector, model: Model) -> PlannedDetector:
+def _plan_one(spec: str | Detector | SampleDetector, model: Model) -> PlannedDetector:
+    if isinstance(spec, SampleDetector):
+        return PlannedDetector(spec.name, spec, None)
     if not isinstance(spec, str):
         return PlannedDetector(spec.name, spec, spec.sigma / model.data_std)
     kind, wanted = parse_detector(spec)
+    if wanted is None:
+        return PlannedDetector(kind.name, kind(), None)
     sigma = min(max(wanted * model.data_std, model.sigma_min), model.sigma_max)
     label = kind.name if wanted == kind.default_level else f"{kind.name}@{wanted:g}"
     return PlannedDetector(label, kind(sigma), sigma / model.data_std)
 
 
 def plan_detectors(
-    specs: Sequence[str | Detector] | None, model: Model
+    specs: str | Sequence[str | Detector | SampleDetector] | None,
+    model: Model,
+    given: Given = Given(),  # noqa: B008  (immutable)
 ) -> tuple[PlannedDetector, ...]:
     """Turn names into detectors at noise levels that suit a model.
 
     Args:
         specs: ``"flipd"`` (at its default level), ``"flipd@0.1"`` (at 0.1 times the standard
-            deviation of the data), or detectors with their own sigma; ``None`` for all known.
-            Levels are clipped to the model's range of noise.
-        model: supplies ``data_std``, ``sigma_min``, ``sigma_max``.
+            deviation of the data), or detectors with their own sigma; ``"all"`` for every other
+            known one; ``None`` for ``DEFAULT_DETECTORS``. Levels are clipped to the model's range
+            of noise. Of ``"all"`` and ``None``, those that lack something are left out.
+        model: supplies ``event_shape``, ``data_std``, ``sigma_min``, ``sigma_max``.
+        given: what there is beside model and images.
 
     Returns:
         The detectors in order; the first is the primary one.
 
     Raises:
-        InputError: unknown name, unreadable level, or two detectors with one column.
+        InputError: unknown name, unreadable level, two detectors with one column, or one named
+            that lacks what it needs.
     """
-    wanted = (specs,) if isinstance(specs, str) else specs or tuple(DETECTORS)
-    planned = tuple(_plan_one(spec, model) for spec in wanted)
+    d = int(np.prod(model.event_shape))
+    wanted = DEFAULT_DETECTORS if specs is None else (specs,) if isinstance(specs, str) else specs
+    planned: list[PlannedDetector] = []
+    for spec in wanted:
+        if spec == ALL:
+            continue
+        entry = _plan_one(spec, model)
+        lack = given.missing(entry.detector, d)
+        if lack is None:
+            planned.append(entry)
+        elif specs is not None:
+            raise InputError(f"detectors: {entry.label} {lack}")
     labels = [entry.label for entry in planned]
     if len(set(labels)) != len(labels):
         raise InputError(f"detectors: expected each once, got {', '.join(labels)}")
-    return planned
+    if ALL in wanted:
+        names = dict.fromkeys((*DEFAULT_DETECTORS, *DETECTORS, *SAMPLE_DETECTORS))
+        others = (_plan_one(name, model) for name in names if name not in labels)
+        planned += [entry for entry in others if given.missing(entry.detector, d) is None]
+    if not planned:
+        raise InputError("detectors: expected at least one, got none")
+    return tuple(planned)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +205,15 @@ class Calibration:
         images: calibration images from elsewhere.
         rows: calibration rows among the audited images, as row numbers or a mask.
         tested: rows to test, likewise; ``None`` for every row that does not calibrate.
+        conditions: conditions of ``images``, one per image; wanted where the audited rows have
+            conditions, because scores under other conditions are no measure for theirs.
     """
 
     meaning: str
     images: ImageSet | None = None
     rows: np.ndarray | None = None
     tested: np.ndarray | None = None
+    conditions: PyTree = None
 
     def __post_init__(self):
         if self.meaning not in ("membership", "duplication"):
@@ -126,6 +223,10 @@ class Calibration:
             )
         if (self.images is None) == (self.rows is None):
             raise InputError("calibration: expected either images or rows, got both or neither")
+        if self.images is None and self.conditions is not None:
+            raise InputError("calibration: rows have the conditions of the audit; give none")
+        if self.images is not None:
+            check_rows("calibration conditions", self.conditions, len(self.images))
 
 
 def row_mask(rows: np.ndarray | None, n: int, name: str) -> Bool[np.ndarray, "n"]:
@@ -157,6 +258,23 @@ def row_mask(rows: np.ndarray | None, n: int, name: str) -> Bool[np.ndarray, "n"
         )
     mask[rows.astype(np.int64)] = True
     return mask
+
+
+def check_rows(name: str, columns: PyTree, n: int) -> None:
+    """Refuse columns that have not one entry per row.
+
+    Args:
+        name: the argument's name, for the error.
+        columns: pytree of arrays with one leading row axis, or ``None``.
+        n: how many rows there are.
+
+    Raises:
+        InputError: an array of another length.
+    """
+    for leaf in jax.tree.leaves(columns):
+        if np.shape(leaf)[:1] != (n,):
+            shape = "x".join(map(str, np.shape(leaf)))
+            raise InputError(f"{name}: expected {n} rows, got shape {shape}")
 
 
 def default_chunk_size(d: int) -> int:

@@ -10,12 +10,14 @@ import numpy as np
 
 from memjax import __version__
 from memjax._core.backend import BackendReport
+from memjax._core.cost import Cost
 from memjax._core.hashing import fingerprint
 from memjax.auditing.findings import Copies
 from memjax.auditing.plan import Calibration, PlannedDetector
 from memjax.auditing.rows import status_labels
 from memjax.data.images import ImageSet
 from memjax.detect.plan import cost
+from memjax.detect.sample_distance import SampleDetector
 from memjax.diffusion.model import Model
 
 CALIBRATION_WORDS = {
@@ -29,6 +31,7 @@ def plan_record(
     images: ImageSet,
     planned: Sequence[PlannedDetector],
     calibrations: Sequence[Calibration],
+    baseline: Model | None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Everything that determines an audit's numbers, as JSON-ready values.
@@ -40,6 +43,7 @@ def plan_record(
         images: the rows.
         planned: the detectors.
         calibrations: what flags are calibrated with.
+        baseline: the model compared with, if any.
         **settings: seed, chunk size and the like.
 
     Returns:
@@ -48,6 +52,7 @@ def plan_record(
     return {
         "detectors": [repr(entry.detector) for entry in planned],
         "model": fingerprint(model),
+        "baseline": None if baseline is None else fingerprint(baseline),
         "data": _data_hash(images),
         "calibrations": [_calibration_record(calibration) for calibration in calibrations],
         **settings,
@@ -63,6 +68,7 @@ def build_manifest(
     calibrations: Mapping[str, int],
     copies: Copies | None,
     backend: BackendReport,
+    baseline: Model | None,
     plan: dict[str, Any],
     seconds: dict[str, float],
     names: Mapping[str, str],
@@ -76,6 +82,7 @@ def build_manifest(
         calibrations: number of calibration rows by meaning.
         copies: what samples reproduce; ``None`` if none were drawn.
         backend: what ``check_backend`` found.
+        baseline: the model compared with, if any.
         plan: the ``plan_record``.
         seconds: time by stage.
         names: model, data and command, as the user calls them.
@@ -94,15 +101,11 @@ def build_manifest(
         "seed": plan["seed"],
         "chunk_size": plan["chunk_size"],
         "plan": plan,
-        "model": {
-            "name": names.get("model"),
-            "sha256": plan["model"],
-            "event_shape": list(model.event_shape),
-            "data_std": model.data_std,
-            "sigma_min": model.sigma_min,
-            "sigma_max": model.sigma_max,
-            "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(model)),
-        },
+        "model": _model_record(model, names.get("model"), plan["model"]),
+        "baseline": None
+        if baseline is None
+        else _model_record(baseline, names.get("baseline"), plan["baseline"]),
+        "conditions": plan["conditions"],
         "data": {
             "name": names.get("data"),
             "rows": len(images),
@@ -128,6 +131,18 @@ def build_manifest(
     }
 
 
+def _model_record(model: Model, name: str | None, digest: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "sha256": digest,
+        "event_shape": list(model.event_shape),
+        "data_std": model.data_std,
+        "sigma_min": model.sigma_min,
+        "sigma_max": model.sigma_max,
+        "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(model)),
+    }
+
+
 def _data_hash(images: ImageSet) -> str:
     digest = hashlib.sha256()
     for name, content, status in zip(images.ids, images.sha256, images.status, strict=True):
@@ -141,18 +156,25 @@ def _calibration_record(calibration: Calibration) -> list[str | None]:
         None if part is None else fingerprint(np.asarray(part))
         for part in (calibration.rows, calibration.tested)
     )
-    return [calibration.meaning, images, rows, tested]
+    record = [calibration.meaning, images, rows, tested]
+    if calibration.conditions is not None:
+        record.append(fingerprint(calibration.conditions))
+    return record
 
 
 def _detector_record(entry: PlannedDetector, model: Model) -> dict[str, Any]:
     detector = entry.detector
-    return {
+    record = {
         "name": entry.label,
         "title": detector.title,
         "column": entry.label,
-        "sigma": detector.sigma,
+        "sigma": None,
         "sigma_over_data_std": entry.level,
         "statement": detector.statement,
         "raw": detector.raw_name,
-        "cost": cost((detector,), int(np.prod(model.event_shape)))._asdict(),
+        "cost": Cost()._asdict(),
     }
+    if not isinstance(detector, SampleDetector):
+        record["sigma"] = detector.sigma
+        record["cost"] = cost((detector,), int(np.prod(model.event_shape)))._asdict()
+    return record

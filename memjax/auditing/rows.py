@@ -15,6 +15,7 @@ from memjax.auditing.parts import Parts
 from memjax.data.images import ImageSet
 from memjax.detect.evaluate import evaluate_detectors
 from memjax.detect.protocol import Detector, Finding
+from memjax.detect.sample_distance import SampleDetector
 from memjax.diffusion.model import Model
 
 Progress = Callable[[str, int, int], None]
@@ -40,6 +41,7 @@ class RowFindings(NamedTuple):
 @partial(jax.jit, static_argnames="detectors")
 def _evaluate_chunk(
     model: Model,
+    baseline: Model | None,
     images: Float[Array, "c ..."],
     conditions: PyTree,
     key: PRNGKeyArray,
@@ -47,7 +49,9 @@ def _evaluate_chunk(
 ) -> Finding:
     def one(image, condition):
         x = model.encode(image)
-        findings = evaluate_detectors(model, x, detectors, key=key, condition=condition)
+        findings = evaluate_detectors(
+            model, x, detectors, key=key, condition=condition, baseline=baseline
+        )
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *findings)
 
     return jax.vmap(one)(images, conditions)
@@ -58,6 +62,7 @@ def evaluate_rows(
     images: ImageSet,
     detectors: tuple[Detector, ...],
     *,
+    baseline: Model | None = None,
     conditions: PyTree = None,
     seed: int,
     chunk_size: int,
@@ -74,6 +79,7 @@ def evaluate_rows(
         model: the audited model.
         images: the rows.
         detectors: what to compute.
+        baseline: the model that detectors may compare with, on the same encoded images.
         conditions: pytree of arrays with one leading row axis, or ``None``.
         seed: of the detectors' random draws.
         chunk_size: rows evaluated together.
@@ -84,17 +90,11 @@ def evaluate_rows(
     Returns:
         Arrays over all rows, in the order of ``images``.
     """
-    n = len(images)
+    columns = _empty(images, len(detectors))
+    if not detectors:
+        return columns
     key = derive_key(seed, "detectors")
-    ok = np.asarray(images.ok)
-    good = np.flatnonzero(ok)
-    shape = (n, len(detectors))
-    columns = RowFindings(
-        value=np.full(shape, np.nan),
-        raw=np.full(shape, np.nan),
-        standard_error=np.full(shape, np.nan),
-        status=np.repeat(np.asarray(images.status, np.int32)[:, None], len(detectors), axis=1),
-    )
+    good = np.flatnonzero(images.ok)
     title = "evaluating detectors"
     progress(title, 0, len(good))
     for start in range(0, len(good), chunk_size):
@@ -105,6 +105,7 @@ def evaluate_rows(
             filled = np.concatenate([rows, np.repeat(rows[-1:], chunk_size - len(rows))])
             found = _evaluate_chunk(
                 model,
+                baseline,
                 jnp.asarray(images.images[filled]),
                 jax.tree.map(lambda leaf, filled=filled: jnp.asarray(leaf)[filled], conditions),
                 key,
@@ -117,6 +118,46 @@ def evaluate_rows(
             column[rows] = part[field]
         progress(title, min(start + chunk_size, len(good)), len(good))
     return columns
+
+
+def compare_rows(
+    images: ImageSet,
+    detectors: tuple[SampleDetector, ...],
+    samples: Float[np.ndarray, "m ..."] | None,
+    reference: Float[np.ndarray, "r ..."],
+) -> RowFindings:
+    """Every detector that looks at samples, on every readable image.
+
+    Args:
+        images: the rows.
+        detectors: what to compute.
+        samples: images drawn from the model; ``None`` only if there is no detector.
+        reference: training images, as far as they are known.
+
+    Returns:
+        Arrays over all rows, in the order of ``images``; unreadable rows keep their status.
+    """
+    columns = _empty(images, len(detectors))
+    good = np.flatnonzero(images.ok)
+    for k, detector in enumerate(detectors):
+        assert samples is not None
+        found = detector.compare(images.images[good], samples, reference)
+        columns.value[good, k] = found.value
+        columns.raw[good, k] = found.raw
+        columns.standard_error[good, k] = np.where(found.status == Status.OK, 0.0, np.nan)
+        columns.status[good, k] = found.status
+    return columns
+
+
+def _empty(images: ImageSet, k: int) -> RowFindings:
+    """No finding yet, and the rows' own status."""
+    shape = (len(images), k)
+    return RowFindings(
+        value=np.full(shape, np.nan),
+        raw=np.full(shape, np.nan),
+        standard_error=np.full(shape, np.nan),
+        status=np.repeat(np.asarray(images.status, np.int32)[:, None], k, axis=1),
+    )
 
 
 def _fits(part: dict[str, np.ndarray], rows: np.ndarray, k: int) -> bool:

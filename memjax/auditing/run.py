@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
@@ -16,13 +17,22 @@ from memjax._core.keys import derive_key
 from memjax.auditing.findings import flag_rows, look_for_copies
 from memjax.auditing.metrics import CONFIDENCE, Truth, flag_metrics, score_metrics, stored_metrics
 from memjax.auditing.parts import Parts
-from memjax.auditing.plan import Calibration, default_chunk_size, plan_detectors, row_mask
+from memjax.auditing.plan import (
+    Calibration,
+    Given,
+    PlannedDetector,
+    check_rows,
+    default_chunk_size,
+    plan_detectors,
+    row_mask,
+)
 from memjax.auditing.record import build_manifest, plan_record
 from memjax.auditing.result import AuditResult
-from memjax.auditing.rows import Progress, RowFindings, evaluate_rows
+from memjax.auditing.rows import Progress, RowFindings, compare_rows, evaluate_rows
 from memjax.auditing.table import build_table, gallery
 from memjax.data.images import ImageSet, from_array
 from memjax.detect.protocol import Detector
+from memjax.detect.sample_distance import SampleDetector
 from memjax.diffusion.model import Model
 from memjax.diffusion.sampling import sample
 
@@ -31,7 +41,7 @@ def audit(
     model: Model,
     images: ImageSet | Float[np.ndarray, "n ..."],
     *,
-    detectors: Sequence[str | Detector] | None = None,
+    detectors: str | Sequence[str | Detector | SampleDetector] | None = None,
     calibrations: Sequence[Calibration] = (),
     fdr: float = 0.1,
     num_samples: int = 1024,
@@ -39,6 +49,7 @@ def audit(
     trained_on: np.ndarray | None = None,
     truth: Truth | None = None,
     conditions: PyTree = None,
+    baseline: Model | None = None,
     seed: int = 0,
     chunk_size: int | None = None,
     out: str | Path | None = None,
@@ -60,20 +71,27 @@ def audit(
         model: a score with its noise range and data scale, as from ``memjax.load``.
         images: the rows, as from ``memjax.load_images``; or an array [n, ...] in [-1, 1].
         detectors: names (``"flipd"``, ``"flipd@0.1"`` at 0.1 times the data's standard
-            deviation) or detectors; the first is the primary one. ``None`` for all known.
+            deviation) or detectors; the first is the primary one. ``"all"`` stands for every
+            one that can run with what is given, ``None`` for a few quick ones.
         calibrations: what flags are calibrated with. None: a ranking and no flag.
         fdr: expected share of false flags among the flags, in (0, 1).
         num_samples: samples to draw for *stored*; 0 to leave that question open.
         samples: samples drawn before, instead.
         trained_on: mask or row numbers of the images that stand in the training set, among
-            which copies are looked for; ``None`` for all.
+            which copies are looked for and with which detectors that look at samples compare;
+            ``None`` for all.
         truth: what is known about the rows, to measure the detectors with.
         conditions: pytree of arrays with one leading row axis; ``None`` for the null condition.
+            Samples are then drawn under the rows' conditions in turn, and detectors may compare
+            a row's condition with the null condition.
+        baseline: another model of the same event shape (an earlier checkpoint, or one that was
+            not trained on the rows), which detectors may compare the audited one with. Images
+            are encoded through the audited model.
         seed: of every random draw.
         chunk_size: rows evaluated together; ``None`` to choose by image size.
         out: folder for the results, which also keeps finished chunks, so that the same call goes
             on where an interrupted one stopped. ``None`` to keep everything in memory.
-        names: ``{"model": ..., "data": ..., "command": ...}`` for the record.
+        names: ``{"model": ..., "baseline": ..., "data": ..., "command": ...}`` for the record.
         progress: called with (stage, done, total).
 
     Returns:
@@ -98,10 +116,24 @@ def audit(
     clock: dict[str, float] = {}
     rows = images if isinstance(images, ImageSet) else from_array(np.asarray(images))
     _check_arguments(
-        model, rows, calibrations, fdr, num_samples, samples, truth, conditions, chunk_size
+        model,
+        rows,
+        calibrations,
+        fdr,
+        num_samples,
+        samples,
+        truth,
+        conditions,
+        baseline,
+        chunk_size,
     )
     among = row_mask(trained_on, len(rows), "trained_on")
-    planned = plan_detectors(detectors, model)
+    given = Given(
+        conditions=conditions is not None,
+        baseline=baseline is not None,
+        samples=samples is not None or num_samples > 0,
+    )
+    planned = plan_detectors(detectors, model, given)
     chunk = chunk_size or default_chunk_size(int(np.prod(model.event_shape)))
 
     backend = check_backend()
@@ -113,8 +145,9 @@ def audit(
         rows,
         planned,
         calibrations,
+        baseline,
         fdr=fdr,
-        conditions=fingerprint(conditions),
+        conditions=None if conditions is None else fingerprint(conditions),
         seed=seed,
         chunk_size=chunk,
         num_samples=num_samples if samples is None else fingerprint(samples),
@@ -122,11 +155,12 @@ def audit(
     parts = Parts(Path(out) if out is not None else None, plan)
     clock["prepared"] = time.perf_counter()
 
-    def findings(images: ImageSet, prefix: str, conditions: PyTree = None) -> RowFindings:
+    def evaluate(images: ImageSet, prefix: str, conditions: PyTree) -> RowFindings:
         return evaluate_rows(
             model,
             images,
-            tuple(entry.detector for entry in planned),
+            tuple(e.detector for e in planned if not isinstance(e.detector, SampleDetector)),
+            baseline=baseline,
             conditions=conditions,
             seed=seed,
             chunk_size=chunk,
@@ -135,24 +169,41 @@ def audit(
             progress=report,
         )
 
-    found = findings(rows, "data", conditions)
-    elsewhere = [
-        findings(c.images, c.meaning) if c.images is not None else None for c in calibrations
-    ]
-    everything, all_images, calibration_rows = _append(found, rows, elsewhere, calibrations)
+    evaluated = [evaluate(rows, "data", conditions)]
+    sets = [rows]
+    for c in calibrations:
+        if c.images is not None:
+            evaluated.append(evaluate(c.images, c.meaning, c.conditions))
+            sets.append(c.images)
     clock["evaluated"] = time.perf_counter()
 
-    drawn = samples if samples is not None else _draw(model, num_samples, seed, parts, report)
+    drawn = samples
+    if drawn is None:
+        drawn = _draw(model, conditions, len(rows), num_samples, seed, parts, report)
     copies = None
     if drawn is not None:
-        copies = look_for_copies(rows, np.asarray(drawn), among)
+        drawn = np.asarray(drawn)
+        copies = look_for_copies(rows, drawn, among)
+    reference = rows.images[among & np.asarray(rows.ok)]
+    compared = [
+        compare_rows(
+            images,
+            tuple(e.detector for e in planned if isinstance(e.detector, SampleDetector)),
+            drawn,
+            reference,
+        )
+        for images in sets
+    ]
     clock["sampled"] = time.perf_counter()
 
-    flags = flag_rows(planned, everything, calibrations, calibration_rows, len(rows), fdr)
+    found = _in_order(planned, _stack(evaluated), _stack(compared))
+    all_images, calibration_rows = _append(rows, calibrations)
+    values = found.value[: len(rows)]
+    flags = flag_rows(planned, found, calibrations, calibration_rows, len(rows), fdr)
     metrics = {
         "confidence": CONFIDENCE,
         "truth": None if truth is None else "multiplicity in the training set",
-        "contrasts": [] if truth is None else score_metrics(planned, found.value, truth),
+        "contrasts": [] if truth is None else score_metrics(planned, values, truth),
         "flags": flag_metrics(flags, fdr, truth, len(rows)),
         "stored": stored_metrics(copies, rows.sha256, truth),
     }
@@ -163,6 +214,7 @@ def audit(
         {c.meaning: len(at) for c, at in zip(calibrations, calibration_rows, strict=True)},
         copies,
         backend,
+        baseline,
         plan,
         {
             "detectors": clock["evaluated"] - clock["prepared"],
@@ -171,10 +223,10 @@ def audit(
         names or {},
     )
     result = AuditResult(
-        build_table(all_images, planned, everything, flags, copies, truth, len(rows)),
+        build_table(all_images, planned, found, flags, copies, truth, len(rows)),
         metrics,
         manifest,
-        gallery(rows, found.value[:, 0], copies),
+        gallery(rows, values[:, 0], copies),
     )
     if out is not None:
         result.write(out)
@@ -182,25 +234,35 @@ def audit(
     return result
 
 
+def _stack(parts: Sequence[RowFindings]) -> RowFindings:
+    """Rows of several sets, one after the other."""
+    return RowFindings(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _in_order(
+    planned: Sequence[PlannedDetector], evaluated: RowFindings, compared: RowFindings
+) -> RowFindings:
+    """Columns in the order of the plan: from the score, and from samples."""
+    sampled = np.array([entry.samples for entry in planned])
+    order = np.where(sampled, np.cumsum(sampled) - 1 + np.sum(~sampled), np.cumsum(~sampled) - 1)
+    joined = (np.concatenate(pair, axis=1) for pair in zip(evaluated, compared, strict=True))
+    return RowFindings(*(columns[:, order] for columns in joined))
+
+
 def _append(
-    found: RowFindings,
-    rows: ImageSet,
-    elsewhere: Sequence[RowFindings | None],
-    calibrations: Sequence[Calibration],
-) -> tuple[RowFindings, ImageSet, list[np.ndarray]]:
+    rows: ImageSet, calibrations: Sequence[Calibration]
+) -> tuple[ImageSet, list[np.ndarray]]:
     """Data rows, then calibration images from elsewhere, and where each calibration stands."""
     positions: list[np.ndarray] = []
-    findings, images, end = [found], [rows], len(rows)
-    for calibration, extra in zip(calibrations, elsewhere, strict=True):
-        if calibration.images is None or extra is None:
+    images, end = [rows], len(rows)
+    for calibration in calibrations:
+        if calibration.images is None:
             mask = row_mask(calibration.rows, len(rows), "calibration rows")
             positions.append(np.flatnonzero(mask))
             continue
         positions.append(np.arange(end, end + len(calibration.images)))
-        findings.append(extra)
         images.append(calibration.images)
         end += len(calibration.images)
-    stacked = RowFindings(*(np.concatenate(columns) for columns in zip(*findings, strict=True)))
     joined = ImageSet(
         images=np.concatenate([part.images for part in images]),
         ids=tuple(name for part in images for name in part.ids),
@@ -209,7 +271,7 @@ def _append(
         reasons=tuple(reason for part in images for reason in part.reasons),
         labels=np.concatenate([part.labels for part in images]),
     )
-    return stacked, joined, positions
+    return joined, positions
 
 
 def _check_arguments(
@@ -221,6 +283,7 @@ def _check_arguments(
     samples: Any,
     truth: Truth | None,
     conditions: PyTree,
+    baseline: Model | None,
     chunk_size: int | None,
 ) -> None:
     """Find what cannot work before anything is computed."""
@@ -252,11 +315,17 @@ def _check_arguments(
     for c in calibrations:
         row_mask(c.rows, len(rows), "calibration rows")
         row_mask(c.tested, len(rows), "tested rows")
-    for leaf in jax.tree.leaves(conditions):
-        if np.shape(leaf)[:1] != (len(rows),):
+        if c.images is not None and (c.conditions is None) != (conditions is None):
             raise InputError(
-                f"conditions: expected {len(rows)} rows, got shape {_shape(np.shape(leaf))}"
+                "calibration: expected conditions of its images where the audited rows have some, "
+                "and none where they have none"
             )
+    check_rows("conditions", conditions, len(rows))
+    if baseline is not None and baseline.event_shape != model.event_shape:
+        raise InputError(
+            f"baseline: expected a model of samples of shape {_shape(model.event_shape)}, "
+            f"got {_shape(baseline.event_shape)}"
+        )
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -264,16 +333,25 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _draw(
-    model: Model, num_samples: int, seed: int, parts: Parts, progress: Progress
+    model: Model,
+    conditions: PyTree,
+    num_rows: int,
+    num_samples: int,
+    seed: int,
+    parts: Parts,
+    progress: Progress,
 ) -> Float[np.ndarray, "m ..."] | None:
+    """Samples, sample i under the condition of row i (the rows in turn) where there are some."""
     if num_samples == 0:
         return None
     part = parts.read("samples")
     if part is None or "samples" not in part or len(part["samples"]) != num_samples:
+        turn = np.arange(num_samples) % num_rows
         latents = sample(
             model,
             num_samples,
             key=derive_key(seed, "samples"),
+            conditions=jax.tree.map(lambda leaf: jnp.asarray(leaf)[turn], conditions),
             progress=lambda done, total: progress("drawing samples", done, total),
         )
         part = {"samples": np.asarray(jax.vmap(model.decode)(latents))}

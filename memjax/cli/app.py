@@ -32,7 +32,7 @@ def run() -> int:
     Returns:
         0 completed, 2 bad usage or input, 3 findings (with ``--fail-on-findings``), 4 incomplete.
     """
-    from memjax.cli import audit, doctor, model, report  # noqa: F401  (they register commands)
+    from memjax.cli import audit, detectors, doctor, model, report  # noqa: F401  (they register)
 
     try:
         return cli.main(prog_name="memjax", standalone_mode=False) or COMPLETED

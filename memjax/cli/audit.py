@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from rich import box
@@ -38,13 +38,28 @@ SHOWN_FAILURES = 10
     help="membership: calibration images were not trained on. duplication: they are training "
     "images known to occur once.",
 )
+@click.option(
+    "--baseline",
+    metavar="MODEL_DIR",
+    help="Another saved model, for detectors that compare two: an earlier checkpoint, or a model "
+    "that was not trained on the images.",
+)
+@click.option(
+    "--conditions",
+    metavar="PATH",
+    help="For a conditional model: .npy of one whole number per image, in their order.",
+)
+@click.option(
+    "--calibration-conditions", metavar="PATH", help="The same for the calibration images."
+)
 @click.option("--out", metavar="DIR", help="Output folder (digits: memjax-digits).")
 @click.option(
     "--detector",
     "detectors",
     multiple=True,
     metavar="NAME[@LEVEL]",
-    help="Repeatable; the first ranks. LEVEL is the noise in standard deviations of the data.",
+    help="Repeatable; the first ranks. LEVEL is the noise in standard deviations of the data. "
+    "'all': every one that can run. 'memjax detectors' lists them.",
 )
 @click.option(
     "--fdr",
@@ -71,6 +86,9 @@ def audit(
     data: str | None,
     calibration: str | None,
     calibration_means: str,
+    baseline: str | None,
+    conditions: str | None,
+    calibration_conditions: str | None,
     out: str | None,
     detectors: tuple[str, ...],
     fdr: float,
@@ -92,10 +110,11 @@ def audit(
     Exit status: 0 completed, 2 bad usage or input, 3 something flagged (--fail-on-findings),
     4 incomplete.
     """
-    from memjax.auditing.plan import parse_detector
+    from memjax.auditing.plan import ALL, parse_detector
 
     for spec in detectors:  # before anything expensive
-        parse_detector(spec)
+        if spec != ALL:
+            parse_detector(spec)
     common = {
         "detectors": detectors or None,
         "fdr": fdr,
@@ -103,8 +122,11 @@ def audit(
         "chunk_size": chunk_size,
     }
     if model == "digits":
-        if data or calibration:
-            raise click.UsageError("'digits' brings its own images; drop --data and --calibration")
+        if data or calibration or baseline or conditions or calibration_conditions:
+            raise click.UsageError(
+                "'digits' brings its own images; drop --data, --calibration, --baseline, "
+                "--conditions and --calibration-conditions"
+            )
         folder = Path(out or "memjax-digits")
         run = _digits(folder, seed, common)
     else:
@@ -113,9 +135,8 @@ def audit(
         if out is None:
             raise click.UsageError("--out DIR is missing: where to write the results")
         folder = Path(out)
-        run = _own(
-            model, data, calibration, calibration_means, folder, samples, value_range, common
-        )
+        paths = _Paths(model, data, calibration, baseline, conditions, calibration_conditions)
+        run = _own(paths, calibration_means, folder, samples, value_range, common)
 
     try:
         with progress_bar(messages) as progress:
@@ -138,9 +159,10 @@ def audit(
     return FINDINGS if fail_on_findings and flagged else COMPLETED
 
 
-def _names(model: str, data: str) -> dict[str, str]:
+def _names(model: str, data: str, baseline: str | None = None) -> dict[str, str]:
     command = shlex.join(["memjax", *sys.argv[1:]])
-    return {"model": model, "data": data, "command": command}
+    named = {} if baseline is None else {"baseline": baseline}
+    return {"model": model, "data": data, "command": command, **named}
 
 
 def _digits(folder: Path, seed: int, common: dict[str, Any]) -> Callable[..., Any]:
@@ -159,20 +181,35 @@ def _digits(folder: Path, seed: int, common: dict[str, Any]) -> Callable[..., An
     return run
 
 
+class _Paths(NamedTuple):
+    """What the user named."""
+
+    model: str
+    data: str
+    calibration: str | None
+    baseline: str | None
+    conditions: str | None
+    calibration_conditions: str | None
+
+    def check(self) -> None:
+        """Every one of them is there."""
+        for name, path in self._asdict().items():
+            if path is not None:
+                option = "MODEL_DIR" if name == "model" else f"--{name.replace('_', '-')}"
+                existing(path, option)
+        if self.calibration_conditions is not None and self.calibration is None:
+            raise click.UsageError("--calibration-conditions: there is no --calibration")
+
+
 def _own(
-    model: str,
-    data: str,
-    calibration: str | None,
+    paths: _Paths,
     meaning: str,
     folder: Path,
     samples: int,
     value_range: tuple[float, float] | None,
     common: dict[str, Any],
 ) -> Callable[..., Any]:
-    existing(model, "MODEL_DIR")
-    existing(data, "--data")
-    if calibration is not None:
-        existing(calibration, "--calibration")
+    paths.check()
 
     def run(progress: Callable[..., None]) -> Any:
         from memjax.auditing.plan import Calibration
@@ -180,28 +217,62 @@ def _own(
         from memjax.checkpoints.files import load
         from memjax.data.images import load_images
 
-        loaded = load(model)
-        if len(loaded.event_shape) != 3:
-            raise InputError(f"{model}: expected a model of images, found {loaded.event_shape}")
-        height, width, channels = loaded.event_shape
+        model = load(paths.model)
+        if len(model.event_shape) != 3:
+            raise InputError(
+                f"{paths.model}: expected a model of images, found {model.event_shape}"
+            )
+        height, width, channels = model.event_shape
         shape = (height, width, channels)
-        images = load_images(data, event_shape=shape, value_range=value_range)
+        images = load_images(paths.data, event_shape=shape, value_range=value_range)
         calibrations = ()
-        if calibration is not None:
-            others = load_images(calibration, event_shape=shape, value_range=value_range)
-            calibrations = (Calibration(meaning, images=others),)  # type: ignore[arg-type]
+        if paths.calibration is not None:
+            others = load_images(paths.calibration, event_shape=shape, value_range=value_range)
+            conditions = _conditions(paths.calibration_conditions, len(others), model)
+            calibrations = (Calibration(meaning, images=others, conditions=conditions),)
         return audit_model(
-            loaded,
+            model,
             images,
             calibrations=calibrations,
+            conditions=_conditions(paths.conditions, len(images), model),
+            baseline=None if paths.baseline is None else load(paths.baseline),
             num_samples=samples,
             **common,
             out=folder,
-            names=_names(Path(model).name, Path(data).name),
+            names=_names(
+                Path(paths.model).name,
+                Path(paths.data).name,
+                None if paths.baseline is None else Path(paths.baseline).name,
+            ),
             progress=progress,
         )
 
     return run
+
+
+def _conditions(path: str | None, n: int, model: Any) -> Any:
+    """Read the conditions of n images: whole numbers that the model knows."""
+    if path is None:
+        return None
+    import numpy as np
+
+    from memjax.data._array_file import read_array
+
+    if model.null_condition is None:
+        raise InputError(f"{path}: the model takes no conditions")
+    known = int(model.null_condition)  # conditions are 0..known - 1, and known stands for none
+    found = read_array(Path(path))
+    if found.dtype.kind not in "iu" or found.shape != (n,):
+        raise InputError(
+            f"{path}: expected {n} whole numbers, one per image, found {found.dtype}"
+            f"{list(found.shape)}"
+        )
+    if found.min() < 0 or found.max() > known:
+        raise InputError(
+            f"{path}: expected conditions from 0 to {known} (none), found {found.min()} to "
+            f"{found.max()}"
+        )
+    return found.astype(np.int32)
 
 
 def _show(result: Any, folder: Path, page: Path) -> None:

@@ -4,8 +4,10 @@ from .conformal import conformal_p_values as conformal_p_values
 from .conformal import flag as flag
 from .distances import CopyResult as CopyResult
 from .distances import Neighbors as Neighbors
+from .distances import copy_ratios as copy_ratios
 from .distances import find_copies as find_copies
 from .distances import group_duplicates as group_duplicates
+from .distances import nearest_by_tile as nearest_by_tile
 from .distances import nearest_neighbors as nearest_neighbors
 from .intervals import proportion_interval as proportion_interval
 from .roc import RateEstimate as RateEstimate
@@ -27,9 +29,11 @@ __all__ = [
     "average_precision",
     "benjamini_hochberg",
     "conformal_p_values",
+    "copy_ratios",
     "find_copies",
     "flag",
     "group_duplicates",
+    "nearest_by_tile",
     "nearest_neighbors",
     "proportion_interval",
     "roc_curve",
