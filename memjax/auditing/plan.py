@@ -22,10 +22,20 @@ from memjax.detect.sample_distance import (
     TiledL2,
 )
 from memjax.detect.score_norm import ScoreNorm
+from memjax.detect.sphere_loss import SphereLoss
+from memjax.detect.volume_growth import NormalizedVolumeGrowth
 from memjax.diffusion.model import Model
 
 DETECTORS: dict[str, type] = {
-    kind.name: kind for kind in (FLIPD, DenoisingLoss, ScoreNorm, EffectiveDimension)
+    kind.name: kind
+    for kind in (
+        FLIPD,
+        DenoisingLoss,
+        ScoreNorm,
+        EffectiveDimension,
+        NormalizedVolumeGrowth,
+        SphereLoss,
+    )
 }
 """Detectors that look at the score, by name: ``kind(sigma)`` makes one."""
 

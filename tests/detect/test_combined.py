@@ -1,0 +1,178 @@
+"""Differences between two scores, for every kind of evaluation a detector can ask for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from memjax._core.cost import Cost
+from memjax._core.errors import InputError
+from memjax._core.status import Status
+from memjax.detect import (
+    FLIPD,
+    AlongGap,
+    Difference,
+    Need,
+    PLaplaceFlux,
+    Point,
+    Requirements,
+    SphereLoss,
+    Trajectory,
+    cost,
+    evaluate_detectors,
+    finding,
+    requirements,
+)
+
+D = 5
+KEY = jax.random.key(0)
+X = jnp.linspace(-1.0, 1.0, D)
+
+
+def gaussian(variance):
+    """Centered, of one variance that the condition multiplies."""
+
+    def score(x, sigma, condition=None):
+        scale = 1.0 if condition is None else condition
+        return -x / (variance * scale + sigma**2)
+
+    return score
+
+
+TARGET, BASELINE = gaussian(0.25), gaussian(4.0)
+
+
+def run(detectors, x=X, condition=None, target=TARGET, baseline=BASELINE):
+    evaluate = jax.jit(
+        lambda x: evaluate_detectors(
+            target, x, detectors, key=KEY, condition=condition, baseline=baseline
+        )
+    )
+    return evaluate(x)
+
+
+class Growth:
+    """The volume growth of a flow that starts at the image."""
+
+    name = title = statement = raw_name = "growth"
+    default_level = 1.0
+    sigma = 0.5
+    flow = Trajectory(Point(0.5), 2.0, "heun", 2)
+
+    def needs(self, d):
+        return (Need(self.flow),)
+
+    def finish(self, evidence):
+        value = evidence[self.flow].normalized
+        return finding(value, value)
+
+
+class Gap(Growth):
+    """Looks at two scores itself."""
+
+    def needs(self, d):
+        return (Need(Point(0.5), (AlongGap(),)),)
+
+
+@pytest.mark.parametrize("detector", [FLIPD(0.5), SphereLoss(0.5, num_pairs=3), Growth()])
+def test_it_is_the_difference_of_two_runs(x64, detector):
+    condition = jnp.asarray(3.0, jnp.float64)
+    x = X.astype(jnp.float64)
+    against = tuple(Difference(detector, other) for other in ("baseline", "null"))
+    own, baseline, null = run((detector, *against), x, condition)
+    (other,) = run((detector,), x, condition, target=BASELINE)
+    (without,) = run((detector,), x)
+    for found, subtracted in ((baseline, other), (null, without)):
+        assert found.status == Status.OK
+        np.testing.assert_allclose(found.value, own.value - subtracted.value, rtol=1e-12)
+        np.testing.assert_allclose(found.raw, own.raw - subtracted.raw, rtol=1e-12)
+    assert abs(baseline.value) > 0.01
+
+
+def test_closed_form_of_flipd_between_two_gaussians(x64):
+    sigma, x = 0.5, X.astype(jnp.float64)
+    (found,) = run((Difference(FLIPD(sigma)),), x)
+
+    def flipd(variance):
+        total = variance + sigma**2
+        return D * variance / total + sigma**2 * float(x @ x) / total**2
+
+    np.testing.assert_allclose(found.raw, flipd(0.25) - flipd(4.0), rtol=1e-12)
+
+
+def test_common_draws_make_it_surer_than_its_error_says():
+    keys = jax.random.split(KEY, 200)
+    detector = (Difference(SphereLoss(0.5, num_pairs=4)),)
+    steep = jnp.asarray([0.01, 0.1, 1.0, 1.0, 4.0])
+
+    def other(x, sigma, condition=None):
+        return -x / (1.2 * steep + sigma**2)
+
+    def target(x, sigma, condition=None):
+        return -x / (steep + sigma**2)
+
+    one = jax.vmap(lambda key: evaluate_detectors(target, X, detector, key=key, baseline=other)[0])
+    found = jax.jit(one)(keys)
+    assert np.std(found.value) < 0.5 * np.mean(found.standard_error)
+
+
+def test_what_it_costs_and_requires():
+    loss = SphereLoss(0.5, num_pairs=2)
+    for against, required in (
+        ("baseline", Requirements(conditions=False, baseline=True)),
+        ("null", Requirements(conditions=True, baseline=False)),
+    ):
+        detector = Difference(loss, against)
+        assert requirements((detector,), D) == required
+        assert cost((detector,), D) == Cost(forward=8)
+        assert cost((detector, loss, PLaplaceFlux(0.5, num_pairs=2)), D) == Cost(forward=8)
+    assert cost((Difference(FLIPD(0.5)),), D) == Cost(forward=2, jvp=2 * D)
+
+
+def test_the_declared_cost_is_what_runs():
+    calls = []
+
+    def counting(of):
+        def score(x, sigma, condition=None):
+            jax.debug.callback(calls.append, sigma)
+            return of(x, sigma, condition)
+
+        return score
+
+    detectors = (Difference(SphereLoss(0.5, num_pairs=3)), Difference(FLIPD(0.5), "null"))
+    found = run(detectors, X, jnp.asarray(3.0), counting(TARGET), counting(BASELINE))
+    jax.block_until_ready(found)
+    jax.effects_barrier()
+    assert len(calls) == cost(detectors, D).forward == 14
+
+
+def test_it_says_what_is_compared():
+    detector = Difference(SphereLoss(0.5), "null")
+    assert detector.name == "sphere_loss_over_null"
+    assert detector.title == "Sphere loss over null"
+    assert detector.default_level == SphereLoss.default_level
+    assert detector == Difference(SphereLoss(0.5), "null")
+    assert hash(detector) != hash(Difference(SphereLoss(0.5)))
+
+
+def test_failure_of_either_is_failure():
+    def dead(x, sigma, condition=None):
+        return jnp.zeros_like(x)
+
+    detector = (Difference(PLaplaceFlux(0.5, num_pairs=2)),)
+    for target, baseline in ((dead, BASELINE), (TARGET, dead)):
+        (found,) = run(detector, target=target, baseline=baseline)
+        assert found.status == Status.UNDEFINED
+        assert np.isnan(found.value)
+    (found,) = run(detector, X.at[0].set(jnp.nan))
+    assert found.status == Status.NONFINITE
+
+
+def test_it_refuses_what_it_cannot_compare():
+    with pytest.raises((InputError, TypeCheckError), match="against"):
+        Difference(FLIPD(0.5), "other")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^detector: expected one that looks at one score"):
+        Difference(Gap()).needs(D)
+    with pytest.raises(InputError, match=r"^detector: expected one that looks at one score"):
+        Difference(Difference(FLIPD(0.5))).needs(D)
