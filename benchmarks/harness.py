@@ -35,7 +35,7 @@ FIGURES = ROOT / "figures"
 PACKAGES = ("jax", "jaxlib", "flax", "equinox", "numpy")
 PEERS = ("matfree", "scipy", "torch", "traceax")
 """Recorded with a version where a case has imported them."""
-NOT_CASES = ("harness",)
+NOT_CASES = ("harness", "reproductions")
 SECONDS = 5.0
 """Time spent repeating each program of a case, unless the repeats run out first."""
 REPEATS = 50
@@ -207,7 +207,7 @@ def measure(case: Case, *, quick: bool = False, seed: int = 0) -> dict[str, Any]
     if isinstance(made, Table):
         rows, targets = made.compute()
         targets = [target.record() for target in targets]
-        return record | {"status": "ok", "rows": rows, "targets": targets, **_machine()}
+        return record | {"status": "ok", "rows": rows, "targets": targets, **machine()}
     program = made
     jax.block_until_ready(program.arguments)
     run, compile_seconds = _compile(program.run, program.arguments, program.jit)
@@ -227,7 +227,7 @@ def measure(case: Case, *, quick: bool = False, seed: int = 0) -> dict[str, Any]
         "status": "ok" if right else "failed",
         "error": max(errors.values(), key=lambda error: (math.isnan(error), error)),
         "tolerance": program.tolerance,
-        **_machine(),
+        **machine(),
     }
     if not right:
         return record
@@ -333,7 +333,7 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """Versions, device and commit; no path and no host name."""
     from importlib.metadata import version
 
@@ -408,6 +408,8 @@ def read(results: Path = RESULTS, *, quick: bool = False) -> dict[str, list[dict
     """Records by module, in the order of their names."""
     records: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(results.glob("*.json")):
+        if path.name.startswith("reproduction-"):  # of benchmarks.reproductions
+            continue
         record = json.loads(path.read_text())
         if record["quick"] == quick:
             records.setdefault(record["case"].split("/")[0], []).append(record)

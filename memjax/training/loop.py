@@ -47,6 +47,7 @@ class _Recipe:
     log_sigma_std: float
     condition_dropout: float
     data_std: float
+    second_order_weight: float = 0.0
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -57,6 +58,21 @@ class _Recipe:
         for name in ("ema_decay", "condition_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name}: expected 0 <= {name} < 1, got {getattr(self, name)}")
+        if not 0 <= self.second_order_weight < float("inf"):
+            raise InputError(
+                f"second_order_weight: expected at least 0, got {self.second_order_weight}"
+            )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields by name; the second order only where it is used.
+
+        So a training that was interrupted before there was one can still be resumed.
+        """
+        fields = dataclasses.asdict(self)
+        if not self.second_order_weight:
+            del fields["second_order_weight"]
+        return fields
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -78,6 +94,7 @@ def train(
     log_sigma_std: float = 1.3,
     condition_dropout: float = 0.1,
     data_std: float | None = None,
+    second_order_weight: float | int = 0.0,
     seed: int = 0,
     progress: Progress | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
@@ -94,6 +111,16 @@ def train(
     model. All arithmetic is float32, also where JAX's default is float64. Every draw of step i
     comes from a key derived from the seed and i.
 
+    ``second_order_weight`` w adds a loss for the Jacobian H = ds/dx of the score, without which
+    curvature is learned as a by-product only. With M = I + sigma^2 H = dD/dx, v random signs and
+    l = sigma s + n, held fixed (no gradient goes through it)::
+
+        w E |M v - l (l . v)|^2 / dimension        E_v gives w E |M - l l^T|_F^2 / dimension
+
+    whose minimum over M is E[l l^T | x], for the exact s the exact M. It is weighted equally at
+    all noise levels, like the loss for the noise |sigma s + n|^2, of which the first loss is
+    1 + sigma^2/d^2 times.
+
     Args:
         images: the training set, float32, channels last; a row that stands k times counts k times.
         network: a Linen module ``(x, t, condition) -> output`` like ``ResidualMLP`` and ``UNet``;
@@ -108,6 +135,7 @@ def train(
         log_sigma_std: its standard deviation.
         condition_dropout: share of the images that are shown under the null condition, in [0, 1).
         data_std: d; ``None`` for the standard deviation of all numbers in ``images``.
+        second_order_weight: w, at least 0; 0 leaves the second loss out.
         seed: of the initial weights, batches and noise.
         progress: called as ``progress(step, steps, loss)`` after every 100 steps, with their mean
             loss; per coordinate, 1 is the loss of F = 0 on normalized data.
@@ -125,12 +153,13 @@ def train(
             difference.
         CheckpointError: the state in ``checkpoint_dir`` is damaged.
 
-    Cost: about 3 forward evaluations of a batch per step. Memory: the images, four copies of the
-    weights, and one batch's activations.
+    Cost: about 3 forward evaluations of a batch per step, 6 with the second loss. Memory: the
+    images, four copies of the weights, and one batch's activations (twice with the second loss).
 
     References:
         Karras, Aittala, Aila, Laine (2022), arXiv:2206.00364, Table 1 and equation 8 (loss);
-        Kingma, Ba (2015), arXiv:1412.6980, Section 2 and 7.2 (Adam, averages).
+        Kingma, Ba (2015), arXiv:1412.6980, Section 2 and 7.2 (Adam, averages); Lu et al. (2022),
+        arXiv:2206.08265, Theorem 3.2 (second loss; its form with random signs is Hutchinson's).
     """
     _check_images(images)
     if network in ("mlp", "unet"):
@@ -153,6 +182,7 @@ def train(
         log_sigma_std,
         condition_dropout,
         data_std,
+        float(second_order_weight),
     )
     event_shape = images.shape[1:]
     data = _Data(
@@ -170,7 +200,7 @@ def train(
     if checkpoint_dir is not None:
         identity = {
             "network": describe_network(network),
-            **dataclasses.asdict(recipe),
+            **recipe.record,
             "steps": steps,
             "seed": seed,
             "images": fingerprint(images),
@@ -258,7 +288,7 @@ def _run(
 
 
 def _loss(weights, data, key, network, recipe):
-    """Mean over a batch and its coordinates of |F - target|^2."""
+    """Mean over a batch and its coordinates of |F - target|^2, and of w |M v - l (l . v)|^2."""
     n, data_std = recipe.batch_size, recipe.data_std
     event_shape = data.images.shape[1:]
     rows = jax.random.randint(derive_key(key, "rows"), (n,), 0, len(data.images), jnp.int32)
@@ -271,15 +301,28 @@ def _loss(weights, data, key, network, recipe):
         null = jnp.int32(network.num_conditions)
         conditions = jnp.where(draw < recipe.condition_dropout, null, data.conditions[rows])
 
-    def one(x0, sigma, noise, condition):
-        total = jnp.sqrt(sigma**2 + data_std**2)
-        out = network.apply(
-            {"params": weights}, (x0 + sigma * noise) / total, jnp.log(sigma) / 4, condition
-        )
-        target = (sigma / data_std * x0 - data_std * noise) / total
-        return ((out - target) ** 2).mean()
+    signs = None
+    if recipe.second_order_weight:
+        signs = jax.random.rademacher(derive_key(key, "signs"), noise.shape, jnp.float32)
 
-    return jax.vmap(one)(data.images[rows], sigmas, noise, conditions).mean()
+    def one(x0, sigma, noise, condition, v):
+        total = jnp.sqrt(sigma**2 + data_std**2)
+
+        def forward(x):
+            return network.apply({"params": weights}, x, jnp.log(sigma) / 4, condition)
+
+        x = (x0 + sigma * noise) / total
+        target = (sigma / data_std * x0 - data_std * noise) / total
+        if v is None:
+            return ((forward(x) - target) ** 2).mean()
+        # D = (d^2 x + sigma d total F)/total^2: M v and l are no differences of large numbers.
+        out, out_v = jax.jvp(forward, (x,), (v,))
+        m_v = (data_std / total) ** 2 * v + sigma * data_std / total**2 * out_v
+        residual = jax.lax.stop_gradient(data_std / total * (out - target))
+        misfit = m_v - residual * jnp.sum(residual * v)
+        return ((out - target) ** 2).mean() + recipe.second_order_weight * (misfit**2).mean()
+
+    return jax.vmap(one)(data.images[rows], sigmas, noise, conditions, signs).mean()
 
 
 def _adam(recipe: _Recipe) -> optax.GradientTransformation:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ from memjax._core.errors import CheckpointError, InputError
 from memjax.densities.gaussian import Gaussian
 from memjax.networks.mlp import ResidualMLP
 from memjax.networks.unet import UNet
-from memjax.training.loop import STATE_FILE, _Data, _Recipe, _run, _State, train
+from memjax.training.loop import STATE_FILE, _Data, _loss, _Recipe, _run, _State, train
 
 TINY = ResidualMLP(width=16, num_blocks=1, embedding_width=8)
 FAST = {"network": TINY, "batch_size": 8, "data_std": 0.5}
@@ -88,6 +89,78 @@ def test_the_loss_is_that_of_the_paper():
     terms = (total / (sigma * d) ** 2 * (denoised - x0) ** 2).mean(axis=1)
     error = terms.std() * np.sqrt(1 / 20_000 + 1 / 100_000)
     assert abs(float(loss) - terms.mean()) < 4 * error
+
+
+ROOT = np.array([[0.5, 0.0], [0.35, 0.2]])
+SIGMA = 0.4
+
+
+class FreeJacobian(nn.Module):
+    """The exact F of Gaussian data with covariance R R^T at one noise, its Jacobian a weight.
+
+    D = M x and F = ((sigma^2 + d^2) M - d^2) x / (sigma d) for x divided by
+    sqrt(sigma^2 + d^2). The value's own Jacobian is cut off, and W takes its place.
+    """
+
+    @nn.compact
+    def __call__(self, x, t, condition=None):
+        w = self.param("w", nn.initializers.zeros, (2, 2), jnp.float32)
+        still = jax.lax.stop_gradient(x)
+        return jnp.asarray(exact_jacobian(), jnp.float32) @ still + w @ (x - still)
+
+
+def exact_jacobian(d=0.5):
+    covariance = ROOT @ ROOT.T
+    retained = covariance @ np.linalg.inv(covariance + SIGMA**2 * np.eye(2))
+    return ((SIGMA**2 + d**2) * retained - d**2 * np.eye(2)) / (SIGMA * d)
+
+
+def test_the_second_loss_finds_the_hessian_of_the_data():
+    """The value holds no gradient for W: the second loss alone moves it, to the exact Jacobian."""
+    data = (np.random.default_rng(1).normal(size=(20_000, 2)) @ ROOT.T).astype(np.float32)
+    fit = partial(
+        train,
+        data,
+        network=FreeJacobian(),
+        steps=500,
+        batch_size=256,
+        learning_rate=2e-2,
+        ema_decay=0.99,
+        log_sigma_mean=float(np.log(SIGMA)),
+        log_sigma_std=1e-6,
+        data_std=0.5,
+    )
+
+    def found(model):
+        return np.asarray(jax.jacfwd(lambda x: model(x, SIGMA))(jnp.zeros(2, jnp.float32)))
+
+    covariance = ROOT @ ROOT.T + SIGMA**2 * np.eye(2)
+    np.testing.assert_allclose(
+        found(fit(second_order_weight=0.5)), -np.linalg.inv(covariance), atol=0.15
+    )
+    without = fit(steps=20)
+    np.testing.assert_allclose(found(without), -np.eye(2) / (SIGMA**2 + 0.25), rtol=1e-4)
+
+
+def test_the_second_loss_at_its_minimum_is_that_of_gaussian_data():
+    """E |M - l l^T|^2 = (tr M)^2 + |M|^2 for l ~ N(0, M); random signs keep the mean."""
+    d = 0.5
+    data = (np.random.default_rng(1).normal(size=(20_000, 2)) @ ROOT.T).astype(np.float32)
+    weights = {"w": jnp.asarray(exact_jacobian(d), jnp.float32)}
+    losses = [
+        _loss(
+            weights,
+            _Data(jnp.asarray(data), None),
+            jax.random.key(0),
+            FreeJacobian(),
+            _Recipe(50_000, 1e-3, 0.0, float(np.log(SIGMA)), 1e-6, 0.0, d, w),
+        )
+        for w in (0.0, 1.0)
+    ]
+    covariance = ROOT @ ROOT.T
+    retained = covariance @ np.linalg.inv(covariance + SIGMA**2 * np.eye(2))
+    expected = (np.trace(retained) ** 2 + np.sum(retained**2)) / 2
+    assert float(losses[1] - losses[0]) == pytest.approx(expected, rel=0.05)
 
 
 def test_average_is_the_weighted_mean_of_the_weights():
@@ -280,6 +353,10 @@ def test_killed_equals_uninterrupted(tmp_path):
         ({"seed": 1}, "expected seed = 1, found 0"),
         ({"learning_rate": 1e-2}, r"expected learning_rate = 0\.01, found 0\.001"),
         ({"data_std": 0.6}, r"expected data_std = 0\.6, found 0\.5"),
+        (
+            {"second_order_weight": 0.5},
+            r"expected second_order_weight = 0\.5, found None",
+        ),
         ({"network": TINY.clone(width=8)}, r"expected network = .*'width': 8.*found .*'width': 16"),
         ({"images": images(seed=1)}, "expected images = '[0-9a-f]{64}', found '[0-9a-f]{64}'"),
     ],
@@ -352,6 +429,10 @@ def test_one_program_for_every_stretch():
         ({"learning_rate": -1.0}, r"learning_rate: expected a positive number, got -1\.0"),
         ({"ema_decay": 1.0}, r"ema_decay: expected 0 <= ema_decay < 1, got 1\.0"),
         ({"data_std": 0.0}, r"data_std: expected a positive number, got 0\.0"),
+        (
+            {"second_order_weight": -1},
+            r"second_order_weight: expected at least 0, got -1\.0",
+        ),
         ({"checkpoint_every": 0}, "checkpoint_every: expected at least 1, got 0"),
         ({"conditions": np.zeros(20, np.int64)}, r"conditions: expected 0\.\.-1 .*found 0\.\.0"),
         (
