@@ -148,7 +148,8 @@ class Requirements(NamedTuple):
     """What detectors need beside the audited model and images.
 
     Attributes:
-        conditions: they compare the row's own condition with the null condition.
+        conditions: they compare the row's own condition with the null condition, or look at pure
+            noise, where nothing but the condition tells rows apart.
         baseline: they compare the model with another one.
     """
 
@@ -172,5 +173,6 @@ def requirements(detectors: tuple[Detector, ...], d: int) -> Requirements:
         branches = {branch for here in plan.places.values() for branch in here}
         branches |= {trajectory.start.branch for trajectory in plan.trajectories}
         conditions |= len({branch.condition for branch in branches}) > 1
+        conditions |= any(place.kind == "pure" for place in plan.places)
         baseline |= any(branch.model == "baseline" for branch in branches)
     return Requirements(conditions, baseline)

@@ -4,12 +4,16 @@ import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from memjax._core.checks import check_count
 from memjax._core.cost import Cost
 from memjax._core.errors import InputError
+from memjax._core.status import Status
 from memjax.calculus.p_laplace import ROUNDINGS
 from memjax.detect.protocol import Branch, Local, Product
+from memjax.linalg.lanczos import eigsh
+from memjax.linalg.quadrature import SpectralDensity, spectral_density
 from memjax.linalg.trace import trace_hutchinson
 
 
@@ -177,3 +181,110 @@ class Roundoff(Product):
     def cost(self, d: int) -> Cost:
         """One jvp."""
         return Cost(jvp=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum(Product):
+    """Eigenvalues of (H + H^T)/2, all of them, from the dense Jacobian.
+
+    The Hessian of a density is symmetric, the Jacobian of a learned score only nearly so.
+    """
+
+    uses: ClassVar[tuple[Product, ...]] = (Jacobian(),)
+
+    def __call__(self, local: Local) -> Float[Array, " d"]:
+        """Compute them, ascending; all NaN if an entry of H is not finite."""
+        jacobian = local.results[Jacobian()]
+        finite = jnp.all(jnp.isfinite(jacobian))
+        symmetric = jnp.where(finite, jacobian / 2 + jacobian.T / 2, 0)
+        values = jnp.linalg.eigvalsh(symmetric, symmetrize_input=False)
+        return jnp.where(finite, values, jnp.nan)
+
+    def cost(self, d: int) -> Cost:
+        """Nothing beyond the dense Jacobian."""
+        return Cost()
+
+
+class Extremes(NamedTuple):
+    """Eigenvalues at an end of a spectrum, the most extreme first.
+
+    Attributes:
+        values: approximate eigenvalues.
+        residuals: an eigenvalue lies within this of each value.
+        extreme: it was established that none is missing; see ``memjax.linalg.Eigenpairs``.
+        status: ``memjax.Status.NONFINITE`` (values NaN) or ``OK``; how good the values are, the
+            residuals say.
+    """
+
+    values: Float[Array, " k"]
+    residuals: Float[Array, " k"]
+    extreme: Bool[Array, ""]
+    status: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtremeEigenvalues(Product):
+    """The k largest or smallest eigenvalues of (H + H^T)/2, without the matrix.
+
+    All ``num_products`` Lanczos products are spent (fewer if the space is exhausted, which is
+    the end of all error), so that every image costs the same.
+    """
+
+    k: int = 1
+    which: str = "largest"
+    num_products: int = 32
+
+    def __post_init__(self):
+        check_count("k", self.k, 1)
+        check_count("num_products", self.num_products, self.k)
+        if self.which not in ("largest", "smallest"):
+            raise InputError(f"which: expected 'largest' or 'smallest', got {self.which!r}")
+
+    def __call__(self, local: Local) -> Extremes:
+        """Run Lanczos on the symmetrized products."""
+        pairs = eigsh(
+            local.linearization.symmetric,
+            local.linearization.point,
+            local.key,
+            self.k,
+            which=self.which,
+            tol=0.0,
+            max_products=self.num_products,
+            basis_size=self.num_products,
+        )
+        bad = pairs.status == Status.NONFINITE
+        status = jnp.where(bad, jnp.int32(Status.NONFINITE), jnp.int32(Status.OK))
+        return Extremes(pairs.values, pairs.residuals, pairs.extreme, status)
+
+    def cost(self, d: int) -> Cost:
+        """A jvp and a vjp for each of at most d products."""
+        products = min(self.num_products, d)
+        return Cost(jvp=products, vjp=products)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralQuadrature(Product):
+    """Sums over the spectrum of (H + H^T)/2 without the matrix: stochastic Lanczos quadrature."""
+
+    num_probes: int = 16
+    num_steps: int = 16
+
+    def __post_init__(self):
+        check_count("num_probes", self.num_probes, 2)
+        check_count("num_steps", self.num_steps, 1)
+
+    def __call__(self, local: Local) -> SpectralDensity:
+        """Compute a Gauss rule for each probe; the probes are common to all images."""
+        linearization = local.linearization
+        return spectral_density(
+            linearization.symmetric,
+            linearization.point,
+            local.key,
+            self.num_probes,
+            self.num_steps,
+        )
+
+    def cost(self, d: int) -> Cost:
+        """A jvp and a vjp for each step of each probe, at most d steps."""
+        products = self.num_probes * min(self.num_steps, d)
+        return Cost(jvp=products, vjp=products)
