@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from memjax._core.errors import InputError
 from memjax.networks._parts import Embedding, dense, film
-from memjax.networks.convolution import conv
+from memjax.networks.convolution import conv, doubled_conv
+from memjax.networks.normalization import group_normalize
 
 
 class UNet(nn.Module):
@@ -84,8 +85,7 @@ class UNet(nn.Module):
             for i in range(self.num_blocks):
                 h = _Block(width, self.groups, name=f"up{k}_block{i}")(h, embedding)
             if k:
-                doubled = jnp.repeat(jnp.repeat(h, 2, axis=0), 2, axis=1)
-                h = _Conv(self.channels[k - 1], name=f"up{k}")(doubled)
+                h = _Conv(self.channels[k - 1], doubled=True, name=f"up{k}")(h)
         h = nn.silu(_GroupNorm(self.groups, name="out_norm")(h))
         return _Conv(x.shape[-1], zero=True, name="out")(h)
 
@@ -103,18 +103,20 @@ class UNet(nn.Module):
 
 
 class _Conv(nn.Module):
-    """A 3 x 3 convolution with bias."""
+    """A 3 x 3 convolution with bias, of the image or of the image with its pixels doubled."""
 
     features: int
     stride: int = 1
     zero: bool = False
+    doubled: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "p q k"]:
         init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        out = conv(x, kernel.astype(x.dtype), stride=self.stride)
+        kernel = kernel.astype(x.dtype)
+        out = doubled_conv(x, kernel) if self.doubled else conv(x, kernel, stride=self.stride)
         return out + bias.astype(x.dtype).reshape(1, 1, -1)
 
 
@@ -161,9 +163,6 @@ class _GroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        grouped = x.reshape(-1, self.groups, x.shape[-1] // self.groups)
-        centered = grouped - grouped.mean((0, 2), keepdims=True)
-        variance = (centered**2).mean((0, 2), keepdims=True)
-        h = (centered * jax.lax.rsqrt(variance + 1e-6)).reshape(x.shape)
+        h = group_normalize(x, self.groups)
         scale, bias = (a.astype(x.dtype).reshape(1, 1, -1) for a in (scale, bias))
         return h * scale + bias

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from memjax._core.errors import InputError
-from memjax.networks.convolution import conv
+from memjax.networks.convolution import conv, doubled_conv
 
 CASES = {
     "same": ((2, 6, 5, 3), (3, 3, 3, 4), 1, "SAME"),
@@ -190,7 +190,7 @@ def test_every_product_lowers_to_channels_last():
     gradient = jax.jit(jax.grad(lambda x, k: (conv(x, k, stride=2) ** 2).sum(), argnums=(0, 1)))
     text = gradient.lower(x, kernel).as_text()
     convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
-    assert len(convolutions) == 3
+    assert len(convolutions) == 2 + 4  # value, kernel's gradient; the image's in four phases
     assert all("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line for line in convolutions)
     assert all("reverse = [true" not in line for line in convolutions)
 
@@ -216,3 +216,26 @@ def test_bad_input(shape_x, shape_kernel, kwargs, message):
 def test_mixed_dtypes_are_refused():
     with pytest.raises(InputError, match="kernel: expected the dtype of x, float32, got float16"):
         conv(jnp.ones((4, 4, 3), jnp.float32), jnp.ones((3, 3, 3, 1), jnp.float16))
+
+
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+def test_doubled_pixels(lead):
+    """Equal to doubling and convolving, in value and in every derivative."""
+    shape = (*lead, 4, 3, 2)
+    x, kernel, dx, dkernel = arrays(shape, (3, 3, 2, 5), np.float32)
+
+    def plainly(x, kernel):
+        return conv(jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2), kernel)
+
+    def products(f):
+        y, push = jax.linearize(f, x, kernel)
+        return y, push(dx, dkernel), jax.vjp(f, x, kernel)[1](jnp.sin(y))
+
+    found, expected = (jax.jit(lambda f=f: products(f))() for f in (doubled_conv, plainly))
+    assert found[0].shape == (*lead, 8, 6, 5)
+    close(found, expected)
+
+
+def test_doubled_pixels_take_a_three_by_three_kernel():
+    with pytest.raises(InputError, match=r"^kernel: expected \[3, 3, c, k\], got \[1, 1, 2, 2\]$"):
+        doubled_conv(jnp.zeros((4, 4, 2)), jnp.zeros((1, 1, 2, 2)))
