@@ -9,8 +9,6 @@ from memjax._core.errors import InputError
 from memjax._core.status import Status
 from memjax.detect.protocol import Evaluation, Evidence, Point
 
-Source = Literal["score", "gap"]
-
 
 def check_sphere(radius: float, num_pairs: int) -> None:
     """Raise unless there is a sphere with pairs on it.
@@ -76,17 +74,17 @@ class SphereField(NamedTuple):
             in units of the radius.
         cosine: between s and the direction to the center; 0 where s = 0.
         zero: where s = 0.
-        field: s, to be checked for what is not finite.
+        values: s, to be checked for what is not finite.
     """
 
     length: Float[Array, "m 2"]
     cosine: Float[Array, "m 2"]
     zero: Bool[Array, "m 2"]
-    field: Float[Array, "..."]
+    values: Float[Array, "..."]
 
 
 def field_on_sphere(
-    evidence: Evidence, sigma: float, radius: float, num_pairs: int, source: Source = "score"
+    evidence: Evidence, sigma: float, radius: float, num_pairs: int, field: str = "score"
 ) -> SphereField:
     """Read the evidence at ``sphere_points``.
 
@@ -95,27 +93,27 @@ def field_on_sphere(
         sigma: as for ``sphere_points``.
         radius: as for ``sphere_points``.
         num_pairs: as for ``sphere_points``.
-        source: ``"score"``, or ``"gap"``: the given condition's score minus the null one's.
+        field: ``"score"``, or ``"gap"``: the given condition's score minus the null one's.
 
     Returns:
         The score, or the gap, and its parts.
     """
     d = image_size(evidence)
     points = sphere_points(sigma, radius, num_pairs, d)
-    field = jnp.stack([evidence[point].score for point in points])
-    if source == "gap":
+    s = jnp.stack([evidence[point].score for point in points])
+    if field == "gap":
         null = sphere_points(sigma, radius, num_pairs, d, "null")
-        field = field - jnp.stack([evidence[point].score for point in null])
+        s = s - jnp.stack([evidence[point].score for point in null])
     displacement = jnp.stack([evidence[point].displacement for point in points])
-    axes = tuple(range(1, field.ndim))
+    axes = tuple(range(1, s.ndim))
     r = points[0].radius
-    moved = field * (sigma**2 / r)
+    moved = s * (sigma**2 / r)
     length = jnp.sqrt(jnp.sum(moved * moved, axis=axes))
     inward = -jnp.sum(moved * (displacement / r), axis=axes)
     zero = length < jnp.finfo(length.dtype).tiny ** 0.5
     cosine = jnp.where(zero, 0, inward / jnp.where(zero, 1, length))
     pairs = (num_pairs, 2)
-    return SphereField(length.reshape(pairs), cosine.reshape(pairs), zero.reshape(pairs), field)
+    return SphereField(length.reshape(pairs), cosine.reshape(pairs), zero.reshape(pairs), s)
 
 
 def mean_of_pairs(

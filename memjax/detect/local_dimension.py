@@ -1,10 +1,13 @@
 """Local dimension of the model's density: effective dimension, FLIPD, from the flux; profiles."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from memjax._core.errors import InputError
 from memjax.detect._sphere import (
     check_sphere,
     field_on_sphere,
@@ -13,8 +16,10 @@ from memjax.detect._sphere import (
     sphere_points,
     undefined_if,
 )
+from memjax.detect.evaluate import evaluate_detectors
 from memjax.detect.products import Trace
 from memjax.detect.protocol import Evidence, Finding, Need, Point, check_sigma, finding
+from memjax.diffusion.combine import Score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +167,7 @@ class FluxDimension:
     name: ClassVar[str] = "flux_dimension"
     title: ClassVar[str] = "Flux dimension"
     raw_name: ClassVar[str] = "flux dimension, dimensions"
-    default_level: ClassVar[float] = 0.13
+    default_level: ClassVar[float] = 0.1
     statement: ClassVar[str] = (
         "Local dimension read off the score around the image: near zero where it stored a point."
     )
@@ -186,6 +191,102 @@ class FluxDimension:
             value,
             -value * image_size(evidence),
             error if self.num_pairs == 1 else 2 * inward * error,
-            score=around.field,
+            score=around.values,
             status=undefined_if(jnp.any(around.zero)),
         )
+
+
+class Dimensions(NamedTuple):
+    """A number of dimensions at every noise level of a profile.
+
+    Attributes:
+        value: the dimension, not divided by d and not turned over as a detector's value is.
+        standard_error: over the random draws; 0 where nothing is random.
+        status: a ``memjax.Status`` code; ``value`` is NaN unless it is ``OK``.
+    """
+
+    value: Float[Array, " levels"]
+    standard_error: Float[Array, " levels"]
+    status: Int[Array, " levels"]
+
+
+class DimensionProfile(NamedTuple):
+    """Local dimensions of a model's density at one image, level by level.
+
+    Attributes:
+        sigmas: noise levels, in the score's units, in the order they were given.
+        effective: d + sigma^2 tr H, see ``EffectiveDimension``.
+        flipd: the same plus sigma^2 |s|^2, see ``FLIPD``.
+        flux: d (1 - A^2), see ``FluxDimension``.
+    """
+
+    sigmas: Float[Array, " levels"]
+    effective: Dimensions
+    flipd: Dimensions
+    flux: Dimensions
+
+
+def dimension_profile(
+    score: Score,
+    x: Float[Array, "..."],
+    sigmas: Sequence[float],
+    *,
+    key: PRNGKeyArray,
+    condition: PyTree = None,
+    num_probes: int | None = None,
+    radius: float = 0.5,
+    num_pairs: int = 16,
+) -> DimensionProfile:
+    """Local dimensions at one image over noise levels: at which scale has the model stored it?
+
+    All three estimates are near 0 at levels where the image is a stored point, and near the
+    dimension of the data's manifold where it is not. The level at which they rise is the
+    distance, per direction, at which the model begins to see other images. Pure and traceable,
+    for one image: ``jit`` and ``vmap`` it, with the score an argument of the jitted function.
+
+    Args:
+        score: ``(x, sigma, condition=None) -> s`` in EDM coordinates; a ``Model`` will do.
+        x: one clean image, of the model's event shape.
+        sigmas: noise levels, in the score's units, at least one. Static.
+        key: randomness, common to all levels; share it between images too.
+        condition: the image's own condition; ``None`` for the model's null condition.
+        num_probes: of the trace, as for ``FLIPD``; ``None`` for the exact trace. Static.
+        radius: of the flux's sphere, in units of sigma sqrt(d). Static.
+        num_pairs: of the flux, as for ``FluxDimension``. Static.
+
+    Returns:
+        The three profiles with their errors.
+
+    Raises:
+        InputError: no level, or an argument that the detectors refuse.
+
+    Cost: at each level one forward evaluation, d jvps (or ``num_probes``) and 2 ``num_pairs``
+    forward evaluations.
+
+    >>> import jax
+    >>> flat = lambda x, sigma, condition=None: x * jnp.array([0.0, -1, -1]) / sigma**2
+    >>> profile = dimension_profile(flat, jnp.zeros(3), (0.1, 1.0), key=jax.random.key(0))
+    >>> profile.flipd.value.round(5).tolist()
+    [1.0, 1.0]
+
+    References:
+        Kamkari et al., 2024, arXiv:2406.03537 (FLIPD over noise levels).
+    """
+    if not sigmas:
+        raise InputError("sigmas: expected at least one noise level, got none")
+    detectors = tuple(
+        detector
+        for sigma in sigmas
+        for detector in (
+            EffectiveDimension(sigma, num_probes),
+            FLIPD(sigma, num_probes),
+            FluxDimension(sigma, radius, num_pairs),
+        )
+    )
+    found = evaluate_detectors(score, x, detectors, key=key, condition=condition)
+
+    def profile(first: int) -> Dimensions:
+        value, _, error, status = map(jnp.stack, zip(*found[first::3], strict=True))
+        return Dimensions(-x.size * value, x.size * error, status)
+
+    return DimensionProfile(jnp.asarray(sigmas, x.dtype), profile(0), profile(1), profile(2))

@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float
 from memjax._core.errors import InputError
 from memjax._core.p_laplace import p_laplacian_from_parts
 from memjax.detect._sphere import (
-    Source,
     check_sphere,
     field_on_sphere,
     image_size,
@@ -32,9 +31,10 @@ from memjax.detect.protocol import (
 )
 
 
-def _check_exponent(p: float | int, low: float, high: str) -> None:
-    if isinstance(p, bool) or not p >= low or (math.isinf(p) and high.endswith(")")):
-        raise InputError(f"p: expected an exponent in [{low:g}, {high}, got {p}")
+def _check_exponent(p: float | int, *, finite: bool) -> None:
+    if not p >= 1 or (finite and math.isinf(p)):
+        interval = "[1, infinity)" if finite else "[1, infinity]"
+        raise InputError(f"p: expected an exponent in {interval}, got {p}")
 
 
 def _check_field(field: str) -> None:
@@ -93,18 +93,18 @@ class PLaplaceFlux:
     p: float | int = 1
     radius: float = 0.5
     num_pairs: int = 16
-    field: Source = "score"
+    field: str = "score"
     name: ClassVar[str] = "p_laplace_flux"
     title: ClassVar[str] = "p-Laplace flux"
     raw_name: ClassVar[str] = "ball mean of the p-Laplacian, per data unit^p"
-    default_level: ClassVar[float] = 0.13
+    default_level: ClassVar[float] = 0.1
     statement: ClassVar[str] = (
         "Whether the score around the image points back at it, as it does around a stored image."
     )
 
     def __post_init__(self):
         check_sigma(self.sigma)
-        _check_exponent(self.p, 1, "infinity)")
+        _check_exponent(self.p, finite=True)
         check_sphere(self.radius, self.num_pairs)
         _check_field(self.field)
 
@@ -123,7 +123,7 @@ class PLaplaceFlux:
         value, error = mean_of_pairs(safe**power * around.cosine)
         undefined = jnp.any(around.zero) & (power <= 0)
         raw = self._raw(value, image_size(evidence))
-        return finding(value, raw, error, score=around.field, status=undefined_if(undefined))
+        return finding(value, raw, error, score=around.values, status=undefined_if(undefined))
 
     def _power(self) -> float | int:
         """Power of the length that multiplies the cosine."""
@@ -175,16 +175,21 @@ class PLaplace:
     With s the score (or the gap, s under the row's condition minus s under the null condition)
     and H its Jacobian at the same point::
 
-        value = -(sigma^2/(d + p - 2)) [tr H + (p - 2) s^T H s / |s|^2]    p < infinity
-        value = -sigma^2 s^T H s / |s|^2                                   p = infinity
         raw   = |s|^(p-2) [tr H + (p - 2) s^T H s / |s|^2],   s^T H s for p = infinity
+        value = -sigma^2 m^q [tr H + (p - 2) s^T H s / |s|^2] / (d + p - 2),   q = min(p - 2, 0)
+        value = -sigma^2 s^T H s / |s|^2                                       for p = infinity
 
-    ``value`` is the normalized (game-theoretic) p-Laplacian, a weighted mean of 1 - m over the
-    retained variances m of all directions: 1 at a stored point for every p. p = 2 weighs all
-    directions alike and is 1 - d_eff/d, p = 1 leaves out that of the score, p = infinity looks
-    along the score alone. ``raw`` is the p-Laplacian itself, in the coordinates x0 + sigma n; a
-    variance-preserving process with signal alpha has theirs = ours / alpha^p (alpha^4 for p =
-    infinity).
+    where m = sigma |s| / sqrt(d) is the distance, in units of the noise and per direction, by
+    which the denoiser moves the point. From p = 2 on ``value`` is the normalized
+    (game-theoretic) p-Laplacian, a weighted mean over all directions of one minus the retained
+    variance, and 1 at a stored point: p = 2 weighs all directions alike and is 1 - d_eff/d,
+    p = infinity looks along the score alone. For p < 2 it is the p-Laplacian itself, which grows
+    without bound where the score vanishes as it does at a stored image: p = 1 is the mean
+    curvature of the level set, one over the distance from the mode it lies around, in units of
+    sigma sqrt(d). (For p > 2 the power of |s| would turn the order over.)
+
+    ``raw`` is taken in the coordinates x0 + sigma n; a variance-preserving process with signal
+    alpha has theirs = ours / alpha^p (alpha^4 for p = infinity).
 
     Args:
         sigma: noise level, in the score's units.
@@ -199,7 +204,7 @@ class PLaplace:
             where level sets have no curvature.
 
     Without raising: UNDEFINED where the field is zero, at the clean image or at a draw, and p is
-    not 2: no direction, no limit. It counts as zero where rounding the image could turn it
+    not 2: no direction, or no limit. It counts as zero where rounding the image could turn it
     around, as in ``memjax.p_laplacian``. An exact score vanishes at the points it has stored:
     ask for draws there, or for ``PLaplaceFlux``.
 
@@ -216,18 +221,18 @@ class PLaplace:
     p: float | int = 1
     num_draws: int = 0
     num_probes: int | None = None
-    field: Source = "score"
+    field: str = "score"
     name: ClassVar[str] = "p_laplace"
     title: ClassVar[str] = "p-Laplacian"
     raw_name: ClassVar[str] = "p-Laplacian, per data unit^p"
     default_level: ClassVar[float] = 0.1
     statement: ClassVar[str] = (
-        "How strongly the model's density bends down around the image: most at a stored one."
+        "How tightly the model's density closes around the image: most around a stored one."
     )
 
     def __post_init__(self):
         check_sigma(self.sigma)
-        _check_exponent(self.p, 1, "infinity]")
+        _check_exponent(self.p, finite=False)
         _check_field(self.field)
         if self.num_draws < 0 or self.num_draws == 1:
             raise InputError(
@@ -266,19 +271,22 @@ class PLaplace:
         each = [self._read(evidence, point) for point in self._points()]
         parts = _Parts(*(jnp.stack(column) for column in zip(*each, strict=True)))
         p, d = self.p, image_size(evidence)
-
-        def mean(normalized: bool) -> Float[Array, " points"]:
-            return jax.vmap(partial(p_laplacian_from_parts, p=p, normalized=normalized))(*parts[:3])
-
-        unit = self.sigma**2 * (1 if math.isinf(p) else 1 / (d + p - 2))
-        values = -unit * (1 if math.isinf(p) else p) * mean(normalized=True)
-        error = unit * jnp.mean(parts.trace_error)
+        raws, normalized = (
+            jax.vmap(partial(p_laplacian_from_parts, p=p, normalized=flag))(*parts[:3])
+            for flag in (False, True)
+        )
+        if math.isinf(p):
+            values, slope = -(self.sigma**2) * normalized, jnp.zeros_like(raws)
+        else:
+            # What multiplies the bracket, and with it an error of its trace.
+            moved = self.sigma**2 / d * jnp.where(parts.zero, 1, parts.squared_norm)
+            slope = self.sigma**2 / (d + p - 2) * moved ** min(p / 2 - 1, 0)
+            values = -slope * p * normalized
+        error = jnp.mean(slope * parts.trace_error)
         if self.num_draws:
             error = jnp.hypot(error, jnp.std(values, ddof=1) / self.num_draws**0.5)
         undefined = jnp.any(parts.zero)
-        value, raw = (
-            jnp.where(undefined, 0, jnp.mean(one)) for one in (values, mean(normalized=False))
-        )
+        value, raw = (jnp.where(undefined, 0, jnp.mean(each)) for each in (values, raws))
         return finding(value, raw, error, score=parts.squared_norm, status=undefined_if(undefined))
 
     def _read(self, evidence: Evidence, point: Point) -> "_Parts":
