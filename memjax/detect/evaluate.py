@@ -15,7 +15,6 @@ from memjax.detect.protocol import (
     Detector,
     Evaluation,
     Finding,
-    Kind,
     Local,
     Place,
     Point,
@@ -95,9 +94,7 @@ def _evaluate_group(
     key: PRNGKeyArray,
 ) -> tuple[Any, ...]:
     """Displacement, score and products by branch, at places where the same is wanted, stacked."""
-    displacements = jnp.stack(
-        [_displacement(p.kind, p.sigma, p.draw, p.sign, p.radius, key, x) for p in places]
-    )
+    displacements = _displacements(places, key, x)
     sigmas = jnp.asarray([place.sigma for place in places], x.dtype)
 
     def one(displacement, sigma):
@@ -134,25 +131,28 @@ def _follow(
     key: PRNGKeyArray,
 ) -> VolumeGrowth:
     start = trajectory.start
-    moved = x + _displacement(start.kind, start.sigma, start.draw, start.sign, start.radius, key, x)
+    (displacement,) = _displacements([start.place], key, x)
     growth = volume_growth(flow_of(trajectory, score, condition), solver_error=False)
-    return growth(moved, derive_key(key, "flow"))
+    return growth(x + displacement, derive_key(key, "flow"))
 
 
-def _displacement(
-    kind: Kind,
-    sigma: float,
-    draw: int,
-    sign: int,
-    radius: float,
-    key: PRNGKeyArray,
-    x: Float[Array, "..."],
-) -> Float[Array, "..."]:
-    if kind == "clean":
-        return jnp.zeros_like(x)
-    n = jax.random.normal(derive_key(key, "draw", draw), x.shape, x.dtype)
-    if kind == "noised":
-        return sign * sigma * n
-    if kind == "pure":
-        return sign * radius * n - x
-    return sign * radius * n / jnp.sqrt(jnp.sum(n * n))
+def _displacements(
+    places: list[Place], key: PRNGKeyArray, x: Float[Array, "..."]
+) -> Float[Array, "places ..."]:
+    """Steps from x to every place, all at once: that compiles far faster than one by one."""
+    if all(place.kind == "clean" for place in places):
+        return jnp.zeros((len(places), *x.shape), x.dtype)
+
+    def column(values: list[float | bool]) -> Array:
+        return jnp.asarray(values).reshape(-1, *(1 for _ in x.shape))
+
+    draws = sorted({place.draw for place in places})
+    noises = jax.vmap(
+        lambda draw: jax.random.normal(derive_key(key, "draw", draw), x.shape, x.dtype)
+    )(jnp.asarray(draws))
+    n = noises[jnp.asarray([draws.index(place.draw) for place in places])]
+    sizes = [p.sign * {"clean": 0.0, "noised": p.sigma}.get(p.kind, p.radius) for p in places]
+    norms = jnp.sqrt(jnp.sum(n * n, axis=tuple(range(1, n.ndim)), keepdims=True))
+    lengths = jnp.where(column([p.kind == "sphere" for p in places]), norms, 1)
+    moved = column(sizes).astype(x.dtype) * n / lengths
+    return jnp.where(column([p.kind == "pure" for p in places]), moved - x[None], moved)
