@@ -1,156 +1,537 @@
-"""What each detector finds on the graded digits, and what it costs.
+"""Which detector finds memorized images, at what cost, how surely: all of them on one bench.
 
-Quality is measured on test beds of three seeds other than the demonstration's: each redraws which
-digits are repeated and held out, and trains anew. A case times one detector on a chunk of images
-of the first of them; its check recomputes the statistic from the dense Jacobian of the score.
+A table is a test bed: digits of which some were repeated, at the end of training and at an earlier
+checkpoint; prompts that store an image or half of one; exact worlds in 8, 64 and 768 dimensions.
+Its rows are detectors with a budget (pairs, draws, probes, ...). Noise level and radius are chosen
+on five training seeds and scored on five others, on which nothing was chosen, no threshold either.
+``_quality`` says what the intervals cover. ``together`` times all detectors of one noise level
+against each alone.
 """
 
-from functools import cache, partial
+import dataclasses
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import Case, Program
+from benchmarks._beds import (
+    Bed,
+    chunk_values,
+    empirical,
+    forwards,
+    graded,
+    mixture,
+    prompts,
+    values,
+)
+from benchmarks._precision import COLORS, MARKERS, panels
+from benchmarks._quality import merit, quality, record, short, transferred
+from benchmarks.harness import Baseline, Case, Program, Table, Target
+from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
-from memjax.auditing.metrics import contrasts
-from memjax.auditing.parts import Parts
-from memjax.auditing.plan import DETECTORS, plan_detectors
-from memjax.auditing.rows import evaluate_rows
-from memjax.data.images import from_array
-from memjax.detect.evaluate import evaluate_detectors
-from memjax.evaluate.roc import auroc, tpr_at_fpr
-from memjax.training.testbeds import graded_testbed
+from memjax.auditing.plan import DETECTORS, SAMPLE_DETECTORS
+from memjax.detect.combined import Difference
+from memjax.detect.p_laplace import PLaplaceFlux
+from memjax.detect.plan import cost, plan_evaluations, requirements
+from memjax.detect.sphere_loss import SphereLoss
 
-NUM_SEEDS = 3
-CHUNK = 128
-CONTRASTS = {
-    "repeated 4 times or more": "4 times or more / once",
-    "repeated 2 times": "2 times / once",
-    "seen once": "once / never",
+TUNING, SCORING = (1, 2, 3, 4, 5), (6, 7, 8, 9, 10)
+SIGMAS = (0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
+"""In the units of the digits, whose standard deviation is 0.755."""
+WORLD_SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+FLOW_SIGMAS = (0.05, 0.1, 0.2)
+RADII = (0.25, 0.5, 1.0)
+SAMPLES = (256, 4096)
+BOUNDS = ("value", "low", "high")
+TOGETHER_SIGMA, TOGETHER_IMAGES, TOGETHER_TARGET = 0.1, 64, 1.3
+PURE = [{"kind": "pure", "num_draws": 1}, {"kind": "pure", "num_draws": 4}]
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "anisotropy": PURE,
+    "denoised_norm": [{}, {"num_pairs": 4}],
+    "denoising_loss": [{"num_draws": 2}, {}],
+    "effective_dimension": [{"num_probes": 16}, {}],
+    "extreme_eigenvalue": [{"which": "largest"}, {"which": "smallest"}],
+    "flipd": [{"num_probes": 16}, {}],
+    "flux_dimension": [{"num_pairs": 1}, {}],
+    "gap_sharpness": [*PURE, {"kind": "clean", "num_draws": 1}, {}],
+    "p_laplace": [{"p": p} for p in (1, 1.5, 2, 3, math.inf)],
+    "p_laplace_flux": [
+        *({"num_pairs": pairs} for pairs in (1, 4, 16)),
+        *({"p": p} for p in (1.5, 2, 3)),
+    ],
+    "score_gap": [*PURE, {"kind": "clean", "num_draws": 1}, {}],
+    "sphere_loss": [{"num_pairs": 1}, {}],
+}
+"""Settings of a detector, by its name, that are not chosen; the defaults where there is none."""
+GAP_VARIANTS = {"p_laplace_flux": [{"field": "gap"}], "p_laplace": [{"field": "gap"}]}
+"""More of them where there are conditions."""
+ABSOLUTE = ("anisotropy",)
+"""Detectors with a second noise level of their own, which has a unit."""
+
+
+class Setting(NamedTuple):
+    """A test bed, and where detectors look.
+
+    Attributes:
+        bed: ``bed(seed, quick)``.
+        sigmas: noise levels.
+        flow_sigmas: those from which flows start.
+        chunk: rows evaluated together.
+        products: most products a detector may make.
+        own: questions for which noise level and radius are chosen on their own; for the others
+            they are those of the first question.
+    """
+
+    bed: Callable[[int, bool], Bed]
+    sigmas: tuple[float, ...] = SIGMAS
+    flow_sigmas: tuple[float, ...] = FLOW_SIGMAS
+    chunk: int = 300
+    products: int = 1000
+    own: tuple[str, ...] = ("membership", "memorized", "template", "mitigation")
+
+
+SETTINGS = {
+    "graded": Setting(partial(graded, 8000)),
+    "graded-3000": Setting(partial(graded, 3000)),
+    "prompts": Setting(prompts, (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0), (0.1, 1.0), 70),
+    "mixture-8": Setting(partial(mixture, 8), WORLD_SIGMAS, chunk=400),
+    "mixture-64": Setting(partial(mixture, 64), WORLD_SIGMAS, chunk=100),
+    "mixture-768": Setting(partial(mixture, 768), (0.05, 0.2, 0.5), (), 10, 200),
+    "empirical-8": Setting(partial(empirical, 8), WORLD_SIGMAS, (), 100),
+    "empirical-64": Setting(partial(empirical, 64), WORLD_SIGMAS, (), 50),
+    "empirical-768": Setting(partial(empirical, 768), (0.2, 0.5, 1.0), (), 10, 200),
+}
+TITLES = {
+    "graded": "graded digits",
+    "graded-3000": "graded digits, 3,000 steps",
+    "prompts": "prompts",
+    **{f"mixture-{d}": f"stored points in a mixture, d = {d}" for d in (8, 64, 768)},
+    **{f"empirical-{d}": f"repeated points of a training set, d = {d}" for d in (8, 64, 768)},
 }
 
 
-@cache
-def _testbed(seed: int, quick: bool):
-    steps, samples = (300, 64) if quick else (8000, 4096)
-    return graded_testbed(seed, steps=steps, num_samples=samples)
+class Candidate(NamedTuple):
+    """A detector somewhere.
+
+    Attributes:
+        detector: at noise level ``sigma / unit``.
+        unit: noise level that counts as 1 in the detector, see ``_beds.Rescaled``.
+        sigma: noise level.
+        radius: of its sphere.
+    """
+
+    detector: Any
+    unit: float
+    sigma: float
+    radius: float | None
+
+    @property
+    def where(self) -> tuple[float, float | None]:
+        """What is chosen."""
+        return self.sigma, self.radius
 
 
-def _quality(name: str, seeds: list[int], quick: bool) -> dict[str, dict[str, list[float]]]:
-    """AUROC and TPR at 1 % FPR by contrast, one number a seed."""
-    out: dict[str, dict[str, list[float]]] = {}
-    for seed in seeds:
-        testbed = _testbed(seed, quick)
-        (planned,) = plan_detectors([name], testbed.model)
-        found = evaluate_rows(
-            testbed.model,
-            from_array(testbed.bed.images),
-            (planned.detector,),
-            seed=0,
-            chunk_size=256,
-            parts=Parts(None, {}),
-            prefix="",
-            progress=lambda stage, done, total: None,
-        )
-        for contrast in contrasts(np.asarray(testbed.bed.multiplicity)):
-            if contrast.positives in CONTRASTS:
-                rows = contrast.positive | contrast.negative
-                scores, labels = found.value[rows, 0], contrast.positive[rows]
-                numbers = out.setdefault(contrast.positives, {"auroc": [], "tpr_at_1_percent": []})
-                numbers["auroc"].append(auroc(scores, labels).value)
-                numbers["tpr_at_1_percent"].append(tpr_at_fpr(scores, labels, fpr=0.01).value)
+class Method(NamedTuple):
+    """A detector with a budget, at every noise level and radius.
+
+    Attributes:
+        name: the detector's name, and what differs from its defaults.
+        title: for readers.
+        candidates: what is chosen from.
+    """
+
+    name: str
+    title: str
+    candidates: tuple[Candidate, ...]
+
+
+def methods(kinds: Sequence[type], setting: Setting, bed: Bed) -> list[Method]:
+    """Every detector that a test bed has what it needs for, with every budget."""
+    out = []
+
+    def add(make: Callable[..., Any], tuned: bool, name: str = "", absolute: bool = False) -> None:
+        found = []
+        for sigma in setting.sigmas:
+            unit = 1.0 if absolute else sigma
+            for radius in RADII if tuned else (None,):
+                detector = make(sigma / unit, **({"radius": radius} if tuned else {}))
+                if _fits(detector, sigma, setting, bed):
+                    found.append(Candidate(detector, unit, sigma, radius))
+        if found:
+            first = found[0].detector
+            out.append(Method(name or first.name, first.title, tuple(found)))
+
+    for kind in kinds:
+        tuned = "radius" in [field.name for field in dataclasses.fields(kind)]
+        variants = VARIANTS.get(kind.name, [{}])
+        if bed.conditions is not None:
+            variants = variants + GAP_VARIANTS.get(kind.name, [])
+        for options in variants:
+            said = ", ".join(f"{field}={value}" for field, value in options.items())
+            name = f"{kind.name}({said})" if said else kind.name
+            add(partial(kind, **options), tuned, name, kind.name in ABSOLUTE)
+    if bed.baseline is not None:
+        add(lambda sigma, radius: Difference(PLaplaceFlux(sigma, radius=radius)), True)
+        add(lambda sigma, radius: Difference(SphereLoss(sigma, radius=radius)), True)
     return out
 
 
-def _run(detector, model, xs, key):
-    return jax.vmap(lambda x: evaluate_detectors(model, x, (detector,), key=key)[0].value)(xs)
+def _fits(detector: Any, sigma: float, setting: Setting, bed: Bed) -> bool:
+    d = bed.images[0].size
+    try:
+        needed = requirements((detector,), d)
+    except InputError:  # a setting that images of this size do not admit
+        return False
+    flows = bool(plan_evaluations((detector,), d).trajectories)
+    return (
+        (bed.conditions is not None or not needed.conditions)
+        and (bed.baseline is not None or not needed.baseline)
+        and (not flows or sigma in setting.flow_sigmas)
+        and int(cost((detector,), d).total) <= setting.products
+    )
 
 
-def _forward(model, xs, sigma):
-    return jax.vmap(lambda x: model.score(x, sigma))(xs)
+def table(
+    kinds: Sequence[type], setting: Setting, tuning, scoring, *, quick: bool = False, timed: int = 0
+) -> list[dict[str, Any]]:
+    """One row for each method, chosen on some seeds and scored on others.
+
+    Args:
+        kinds: detectors.
+        setting: where.
+        tuning: seeds that choose.
+        scoring: seeds that score.
+        quick: passed to the test bed.
+        timed: how often each chosen detector is timed, alone.
+    """
+    beds = {seed: setting.bed(seed, quick) for seed in (*tuning, *scoring)}
+    first = beds[scoring[0]]
+    chosen = methods(kinds, setting, first)
+    found = _evaluate([c for method in chosen for c in method.candidates], beds, setting.chunk)
+    out = []
+    for method in chosen:
+        price = cost((method.candidates[0].detector,), first.images[0].size)
+        candidates = {c.where: found[c] for c in method.candidates}
+        row = _row(candidates, setting.own, beds, tuning, scoring)
+        if timed:
+            at = next(iter(row["questions"].values()))
+            (best,) = (c for c in method.candidates if c.where == (at["sigma"], at["radius"]))
+            row["forwards"] = round(forwards(first, best.detector, best.unit, timed), 2)
+        named = {"method": method.name, "title": method.title, "products": int(price.total)}
+        out.append(named | {"cost": {k: int(v) for k, v in price._asdict().items()}} | row)
+    for name in first.known:
+        candidates = {
+            (sigma, None): {seed: bed.known[name](sigma) for seed, bed in beds.items()}
+            for sigma in setting.sigmas
+        }
+        row = _row(candidates, setting.own, beds, tuning, scoring)
+        out.append({"method": name, "title": name, **row})
+    return out
 
 
-def _reference(detector, model, x, key) -> float:
-    """The statistic from the score and its dense Jacobian, in NumPy float64."""
-    sigma, d = detector.sigma, x.size
-
-    def score(point):
-        return np.asarray(model.score(point, sigma), np.float64).ravel()
-
-    if detector.name == "denoising_loss":
-        losses = []
-        for j in range(detector.num_draws):
-            n = jax.random.normal(derive_key(key, "draw", j), x.shape, x.dtype)
-            residual = np.asarray(n, np.float64).ravel() + sigma * score(x + sigma * n)
-            losses.append(np.mean(residual**2))
-        return -float(np.mean(losses))
-    s = score(x)
-    if detector.name == "score_norm":
-        return -sigma * float(np.linalg.norm(s)) / np.sqrt(d)
-    jacobian = jax.jacrev(lambda p: model.score(p.reshape(x.shape), sigma).ravel())(x.ravel())
-    trace = np.trace(np.asarray(jacobian, np.float64))
-    extra = s @ s if detector.name == "flipd" else 0.0
-    return -(1 + sigma**2 * float(trace + extra) / d)
+def _evaluate(
+    candidates: list[Candidate], beds: dict[int, Bed], chunk: int
+) -> dict[Candidate, dict[int, np.ndarray]]:
+    """Values of every candidate by seed, all of one noise level together."""
+    # Detectors that stand at every level are one program, the others (flows) another.
+    levels = {c.unit for c in candidates}
+    count = Counter(c.detector for c in candidates)
+    out: dict[Candidate, dict[int, np.ndarray]] = {c: {} for c in candidates}
+    groups: dict[tuple, list[Candidate]] = {}
+    for c in out:
+        groups.setdefault((c.unit, count[c.detector] >= len(levels)), []).append(c)
+    for (unit, _), group in groups.items():
+        for seed, bed in beds.items():
+            found = values(bed, [c.detector for c in group], unit, chunk)
+            for c, column in zip(group, found, strict=True):
+                out[c][seed] = column
+    return out
 
 
-def _make(name: str, quick: bool, seed: int) -> Program:
-    seeds = [seed + 1 + i for i in range(1 if quick else NUM_SEEDS)]
-    testbed = _testbed(seeds[0], quick)
-    (planned,) = plan_detectors([name], testbed.model)
-    detector, model = planned.detector, testbed.model
-    xs = jnp.asarray(testbed.bed.images[:CHUNK])
-    key = derive_key(seed, "detectors")
+def samples(kinds: Sequence[type], setting: Setting, scoring, quick: bool) -> list[dict[str, Any]]:
+    """The same for detectors that see nothing but samples: there is nothing to choose."""
+    beds = {seed: setting.bed(seed, quick) for seed in scoring}
+    out = []
+    for kind in kinds if beds[scoring[0]].samples is not None else ():
+        for num in SAMPLES[:1] if quick else SAMPLES:
+            found = {
+                seed: kind()
+                .compare(bed.images, bed.samples[:num], bed.images[bed.trained_on])
+                .value
+                for seed, bed in beds.items()
+            }
+            row = _row({(None, None): found}, setting.own, beds, (), scoring)
+            named = {"method": f"{kind.name}({num} samples)", "title": kind.title, "samples": num}
+            out.append(named | row)
+    return out
 
-    def check(values) -> float:
-        expected = [_reference(detector, model, x, key) for x in xs[:4]]
-        return float(np.max(np.abs(np.asarray(values[:4]) / np.asarray(expected) - 1)))
 
+def _row(
+    candidates: dict[tuple[float | None, float | None], dict[int, np.ndarray]],
+    own: tuple[str, ...],
+    beds: dict[int, Bed],
+    tuning: tuple[int, ...],
+    scoring: tuple[int, ...],
+) -> dict[str, Any]:
+    """What the best candidate (by noise level and radius; values by seed) is worth."""
+    failed = max(int(np.sum(~np.isfinite(v))) for v in candidates.values() for v in v.values())
+    row: dict[str, Any] = {"status": "ok", "questions": {}}
+    row |= {"largest_number_of_failed_rows": failed} if failed else {}
+    shared = [q for q in beds[scoring[0]].questions if all(q in b.questions for b in beds.values())]
+    merits: dict[str, dict] = {}
+    for name in shared:
+        deciding = name if name in own else shared[0]
+        if deciding not in merits:
+            merits[deciding] = {
+                at: merit([quality(by_seed[s], beds[s].questions[deciding]) for s in tuning])
+                for at, by_seed in candidates.items()
+            }
+        at = max(merits[deciding], key=merits[deciding].__getitem__)
+        by_seed = candidates[at]
+        asked = {seed: bed.questions[name] for seed, bed in beds.items()}
+        row["questions"][name] = {
+            "sigma": at[0],
+            "radius": at[1],
+            "merit": short(merits[deciding][at]),
+            **record([quality(by_seed[s], asked[s]) for s in scoring]),
+        }
+        if tuning:
+            row["questions"][name]["transferred"] = transferred(
+                *([each[s] for s in tuning] for each in (by_seed, asked)),
+                *([each[s] for s in scoring] for each in (by_seed, asked)),
+            )
+    return row
+
+
+def _targets(name: str, rows: list[dict[str, Any]]) -> list[Target]:
+    """What the project has set itself, below 1; the detector is chosen as its noise level is."""
+
+    def lower_ends(question: str, most: int, bounds: dict[str, float], by: str) -> list[Target]:
+        fit = [row for row in rows if row.get("products", math.inf) <= most]
+        best = max(fit, key=lambda row: row["questions"][by]["merit"] or -math.inf)
+        return [
+            Target(
+                f"{metric} of {question} within {most} products, lower end, below 1: "
+                f"{best['method']}",
+                round(1 - (best["questions"][question][metric]["low"] or 0), 4),
+                round(1 - bound, 4),
+            )
+            for metric, bound in bounds.items()
+        ]
+
+    def values_of(question: str, bound: float, fit: list[dict[str, Any]], what: str) -> Target:
+        best = max(fit, key=lambda row: row["questions"][question]["merit"] or -math.inf)
+        value = best["questions"][question]["auroc"]["value"] or 0
+        what = f"auroc of {question} prompts {what}, below 1: {best['method']}"
+        return Target(what, round(1 - value, 4), round(1 - bound, 4))
+
+    if name == "graded":
+        return [
+            *lower_ends("x4", 2, {"auroc": 0.99, "tpr": 0.95}, "x2"),
+            *lower_ends("x2", 64, {"auroc": 0.975, "tpr": 0.7}, "x2"),
+            *lower_ends("membership", 64, {"auroc": 0.99, "tpr": 0.85}, "membership"),
+            *lower_ends("x2", 100, {"auroc": 0.99, "tpr": 0.88}, "x2"),
+        ]
+    if name == "graded-3000":
+        return lower_ends("x4", 100, {"auroc": 0.997, "tpr": 0.92}, "x2")
+    if name == "prompts":
+        pure = [row for row in rows if _first_step(row)]
+        return [
+            values_of("memorized", 0.995, pure, "from pure noise, one linearization"),
+            values_of("template", 0.99, rows, "at the best noise level"),
+        ]
+    return []
+
+
+def _first_step(row: dict[str, Any]) -> bool:
+    """Whether a row looks at pure noise only, once under each condition."""
+    return "pure" in row["method"] and row["cost"]["forward"] <= 2 and row["cost"]["jvp"] <= 2
+
+
+def _table(name: str, quick: bool, seed: int) -> Table:
+    setting = SETTINGS[name]
+    tuning, scoring = (TUNING[:1], SCORING[:2]) if quick else (TUNING, SCORING)
+    if quick:
+        setting = setting._replace(sigmas=setting.sigmas[2:3], flow_sigmas=())
+
+    def compute():
+        kinds = tuple(DETECTORS.values())
+        timed = (1 if quick else 5) if name == "graded" else 0
+        rows = table(kinds, setting, tuning, scoring, quick=quick, timed=timed)
+        rows += samples(tuple(SAMPLE_DETECTORS.values()), setting, scoring, quick)
+        return rows, [] if quick else _targets(name, rows)
+
+    parameters = {
+        "title": TITLES[name],
+        "tuning_seeds": tuning,
+        "scoring_seeds": scoring,
+        "sigmas": setting.sigmas,
+        "radii": RADII,
+    }
+    return Table(compute, parameters, "float32")
+
+
+def _together(quick: bool, seed: int) -> Program:
+    """All detectors of one noise level, flows apart, in turn with each alone."""
+    bed = graded(8000, SCORING[0], quick)._replace(baseline=None)
+    setting = Setting(lambda seed, quick: bed, flow_sigmas=())
+    detectors = tuple(
+        detector
+        for detector in (kind(1.0) for kind in DETECTORS.values())
+        if _fits(detector, TOGETHER_SIGMA, setting, bed)
+    )
+    images, key = jnp.asarray(bed.images[:TOGETHER_IMAGES]), derive_key(seed, "detectors")
+    arguments = (bed.score, None, images, None, key, jnp.float32(TOGETHER_SIGMA))
+
+    def run(detectors, *arguments):
+        return chunk_values(*arguments, detectors=detectors)
+
+    def forward(score, images):
+        return jax.vmap(lambda x: score(x, TOGETHER_SIGMA))(images)
+
+    def seconds(detector) -> float:
+        compiled = jax.jit(partial(run, (detector,))).lower(*arguments).compile()
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            jax.block_until_ready(compiled(*arguments))
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    # One image at a time, each detector by itself.
+    one = [jax.jit(partial(run, (detector,))) for detector in detectors]
+    reference = np.array(
+        [
+            [float(f(*arguments[:2], images[i : i + 1], *arguments[3:])[0, 0]) for f in one]
+            for i in range(4)
+        ]
+    )
+
+    def check(columns, out) -> float:
+        found = np.asarray(out, np.float64)[:4]
+        expected = reference[:, columns]
+        return float(np.max(np.abs(found - expected) / np.max(np.abs(expected), axis=0)))
+
+    dearest = max(detectors, key=seconds)
     return Program(
-        run=partial(_run, detector),
-        arguments=(model, xs, key),
-        check=check,
-        tolerance=1e-3,
-        forward=(_forward, (model, xs, jnp.asarray(detector.sigma, xs.dtype))),
+        partial(run, detectors),
+        arguments,
+        partial(check, slice(None)),
+        2e-3,
+        (forward, (bed.score, images)),
         parameters={
-            "title": detector.title,
-            "sigma_over_data_std": planned.level,
-            "images": CHUNK,
-            "seeds": seeds,
-            "quality": _quality(name, seeds, quick),
+            "images": TOGETHER_IMAGES,
+            "sigma": TOGETHER_SIGMA,
+            "detectors": [detector.name for detector in detectors],
+            "dearest": dearest.name,
+            "products": int(cost(detectors, images[0].size).total),
+        },
+        baselines={
+            f"{detector.name} alone": Baseline(
+                partial(run, (detector,)),
+                arguments,
+                partial(check, slice(i, i + 1)),
+                target=TOGETHER_TARGET if detector is dearest else None,
+            )
+            for i, detector in enumerate(detectors)
         },
     )
 
 
 def cases() -> list[Case]:
-    """One case per detector that an audit knows."""
-    return [Case(f"detectors/{name}", partial(_make, name)) for name in DETECTORS]
+    """A table for each test bed, and the time of all detectors together."""
+    tables = [Case(f"detectors/{name}", partial(_table, name)) for name in SETTINGS]
+    return [*tables, Case("detectors/together", _together)]
+
+
+FAMILIES = {
+    "p = 1 flux": ("p_laplace_flux(num_pairs",),
+    "flux, p > 1": ("p_laplace_flux(p=",),
+    "flux dimension": ("flux_dimension",),
+    "sphere loss": ("sphere_loss",),
+    "difference to a checkpoint": ("p_laplace_flux_over", "sphere_loss_over"),
+    "denoising loss": ("denoising_loss",),
+    "score norm": ("score_norm",),
+    "FLIPD": ("flipd",),
+    "effective dimension": ("effective_dimension",),
+    "p-Laplacian at the point": ("p_laplace(",),
+    "spectrum": ("sharpness", "negative_share", "floor_share", "extreme_eigenvalue"),
+    "volume growth": ("volume_growth",),
+    "gap between conditions": (
+        *("score_gap", "gap_sharpness", "anisotropy", "denoised_norm"),
+        *("p_laplace_flux(field=gap", "p_laplace(field=gap"),
+    ),
+}
+"""What is drawn alike, by how a method's name begins; the longest beginning counts."""
+PANELS = [
+    ("graded", "x2", "auroc", "twice against once: AUROC"),
+    ("graded", "x2", "tpr", "twice against once: found at 1 % false"),
+    ("graded", "membership", "tpr", "once against unseen: found at 1 % false"),
+    ("graded-3000", "x4", "tpr", "four times, 3,000 steps: found at 1 % false"),
+    ("prompts", "template", "auroc", "template against general prompts: AUROC"),
+    ("mixture-8", "stored", "auroc", "stored in a mixture, d = 8: AUROC"),
+]
+
+
+def _family(method: str) -> str | None:
+    fits = [
+        (len(begin), family)
+        for family, begins in FAMILIES.items()
+        for begin in begins
+        if method.startswith(begin)
+    ]
+    return max(fits)[1] if fits else None
 
 
 def figure(records):
-    """Quality on three questions against cost in forwards of the network."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(rect=(0, 0.05, 1, 0.95))
-    out = Figure(figsize=(10, 4.2), layout=layout)
-    axes = out.subplots(1, len(CONTRASTS), sharex=True)
-    good = [record for record in records if record["status"] == "ok"]
-    markers, colors = "osD^v", ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
-    for axis, (positives, title) in zip(axes, CONTRASTS.items(), strict=True):
-        for record, marker, color in zip(good, markers, colors, strict=False):
-            values = record["parameters"]["quality"][positives]["auroc"]
-            axis.plot(
-                [record["forwards"]] * len(values),
-                values,
-                marker,
-                color=color,
-                markersize=6,
-                alpha=0.8,
-                label=record["parameters"]["title"],
+    """Quality against network products, with intervals; a dotted line for samples alone."""
+    tables = {r["case"].split("/")[1]: r["rows"] for r in records if "rows" in r}
+    shown = [p for p in PANELS if p[0] in tables]
+    canvas, axes = panels(len(shown), height=3.4)
+    names = [*FAMILIES, "other"]
+    handles = {}
+    for axis, (name, question, metric, title) in zip(axes, shown, strict=True):
+        for i, family in enumerate(names):
+            own = [
+                (row["products"], *(row["questions"][question][metric][k] for k in BOUNDS))
+                for row in tables[name]
+                if "products" in row
+                and question in row["questions"]
+                and (_family(row["method"]) or "other") == family
+                and row["questions"][question][metric]["value"] is not None
+            ]
+            if not own:
+                continue
+            products, value, low, high = np.array(sorted(own)).T
+            handles[family] = axis.errorbar(
+                products,
+                value,
+                (np.maximum(value - low, 0), np.maximum(high - value, 0)),
+                fmt=MARKERS[i % len(MARKERS)],
+                color=COLORS[i % len(COLORS)],
+                markerfacecolor=COLORS[i % len(COLORS)] if i < len(COLORS) else "none",
+                markersize=5,
+                elinewidth=0.7,
+                alpha=0.85,
             )
-        axis.set(xscale="log", title=title, xlabel="cost of an image, in forwards")
-        axis.grid(color="0.9")
-    axes[0].set_ylabel("AUROC (one mark a training seed)")
-    out.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
-    return out
+        alone = [
+            row["questions"][question][metric]["value"]
+            for row in tables[name]
+            if "samples" in row and question in row["questions"]
+        ]
+        if any(alone):
+            handles["samples alone, best"] = axis.axhline(
+                max(a for a in alone if a is not None), color="0.5", linestyle=":", linewidth=1
+            )
+        axis.set(xscale="log", xlabel="network products an image")
+        axis.set_title(title, fontsize=9)
+        axis.grid(color="0.92")
+        axis.tick_params(labelsize=8)
+    canvas.legend(handles.values(), handles, loc="outside upper center", ncols=5, fontsize=8)
+    return canvas

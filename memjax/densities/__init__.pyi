@@ -5,6 +5,8 @@ from .empirical import Empirical as Empirical
 from .gaussian import FlowMap as FlowMap
 from .gaussian import Gaussian as Gaussian
 from .mixture import GaussianMixture as GaussianMixture
+from .planted import PlantedMixture as PlantedMixture
+from .planted import planted_mixture as planted_mixture
 
 __all__ = [
     "ConditionalMixture",
@@ -13,5 +15,7 @@ __all__ = [
     "FlowMap",
     "Gaussian",
     "GaussianMixture",
+    "PlantedMixture",
     "Posterior",
+    "planted_mixture",
 ]
