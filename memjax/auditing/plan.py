@@ -1,7 +1,7 @@
 """What an audit will do: which detectors at which noise levels, in which chunks."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,8 +10,10 @@ from jaxtyping import Bool, PyTree
 
 from memjax._core.errors import InputError
 from memjax.data.images import ImageSet
+from memjax.detect.combined import Difference
 from memjax.detect.denoising_loss import DenoisingLoss
-from memjax.detect.local_dimension import FLIPD, EffectiveDimension
+from memjax.detect.local_dimension import FLIPD, EffectiveDimension, FluxDimension
+from memjax.detect.p_laplace import PLaplace, PLaplaceFlux
 from memjax.detect.plan import requirements
 from memjax.detect.protocol import Detector
 from memjax.detect.sample_distance import (
@@ -21,7 +23,16 @@ from memjax.detect.sample_distance import (
     SampleDetector,
     TiledL2,
 )
+from memjax.detect.score_gap import Anisotropy, DenoisedNorm, GapSharpness, ScoreGap
 from memjax.detect.score_norm import ScoreNorm
+from memjax.detect.sharpness import (
+    BelowFloor,
+    ExtremeEigenvalue,
+    FloorShare,
+    NegativeShare,
+    Sharpness,
+    SharpnessProxy,
+)
 from memjax.detect.sphere_loss import SphereLoss
 from memjax.detect.volume_growth import NormalizedVolumeGrowth
 from memjax.diffusion.model import Model
@@ -31,10 +42,23 @@ DETECTORS: dict[str, type] = {
     for kind in (
         FLIPD,
         DenoisingLoss,
+        SphereLoss,
         ScoreNorm,
         EffectiveDimension,
+        PLaplaceFlux,
+        PLaplace,
+        FluxDimension,
+        Sharpness,
+        NegativeShare,
+        FloorShare,
+        BelowFloor,
+        ExtremeEigenvalue,
+        SharpnessProxy,
         NormalizedVolumeGrowth,
-        SphereLoss,
+        ScoreGap,
+        GapSharpness,
+        Anisotropy,
+        DenoisedNorm,
     )
 }
 """Detectors that look at the score, by name: ``kind(sigma)`` makes one."""
@@ -44,8 +68,16 @@ SAMPLE_DETECTORS: dict[str, type] = {
 }
 """Detectors that look at generated samples, by name: ``kind()`` makes one."""
 
-DEFAULT_DETECTORS = ("flipd", "denoising_loss", "score_norm", "effective_dimension")
-"""What an audit runs unless told otherwise; the first is the primary one, by which rows rank."""
+DEFAULT_DETECTORS = (
+    "flipd",
+    "denoising_loss",
+    "score_norm",
+    "effective_dimension",
+    "score_gap",
+    "denoising_loss_over_baseline",
+)
+"""What an audit runs unless told otherwise, as far as it can with what is given; the first is the
+primary one, by which rows rank."""
 
 ALL = "all"
 """Stands for every detector that can run with what is given."""
@@ -107,7 +139,51 @@ class Given(NamedTuple):
         return None
 
 
-def parse_detector(spec: str) -> tuple[type, float | None]:
+class Kind(NamedTuple):
+    """A detector by name, without its noise level.
+
+    Attributes:
+        name: what it is called.
+        make: makes one from a noise level in the score's units, or from nothing if it looks at
+            samples.
+        level: noise level unless told otherwise, as a multiple of the data's standard deviation;
+            ``None`` if it looks at samples.
+    """
+
+    name: str
+    make: Callable[..., Detector | SampleDetector]
+    level: float | None
+
+
+def find_kind(name: str) -> Kind:
+    """The detector of a name.
+
+    Args:
+        name: one of ``DETECTORS`` or ``SAMPLE_DETECTORS``, or one of the former followed by
+            ``_over_baseline`` or ``_over_null``: its difference to the same under another score.
+
+    Returns:
+        How to make one.
+
+    Raises:
+        InputError: unknown name.
+    """
+    if name in SAMPLE_DETECTORS:
+        return Kind(name, SAMPLE_DETECTORS[name], None)
+    plain, over, against = name.rpartition("_over_")
+    if over and plain in DETECTORS and against in ("baseline", "null"):
+        kind = DETECTORS[plain]
+        return Kind(name, lambda sigma: Difference(kind(sigma), against), kind.default_level)
+    if name not in DETECTORS:
+        known = ", ".join((*DETECTORS, *SAMPLE_DETECTORS))
+        raise InputError(
+            f"detectors: unknown {name!r}; known: {known}; with _over_baseline or _over_null "
+            "after one: its difference to another score"
+        )
+    return Kind(name, DETECTORS[name], DETECTORS[name].default_level)
+
+
+def parse_detector(spec: str) -> tuple[Kind, float | None]:
     """Read ``NAME`` or ``NAME@LEVEL``.
 
     Args:
@@ -115,24 +191,21 @@ def parse_detector(spec: str) -> tuple[type, float | None]:
             standard deviation.
 
     Returns:
-        The detector's class and the level, its default if none is given; ``None`` for a detector
-        that looks at samples.
+        The detector and the level, its default if none is given; ``None`` for a detector that
+        looks at samples.
 
     Raises:
         InputError: unknown name, a level that is no positive finite number, or a level for a
             detector that has none.
     """
     name, at, suffix = spec.partition("@")
-    if name in SAMPLE_DETECTORS:
+    kind = find_kind(name)
+    if kind.level is None:
         if at:
             raise InputError(f"detectors: {name} looks at samples, not at a noise level: {spec!r}")
-        return SAMPLE_DETECTORS[name], None
-    if name not in DETECTORS:
-        known = ", ".join((*DETECTORS, *SAMPLE_DETECTORS))
-        raise InputError(f"detectors: unknown {name!r}; known: {known}")
-    kind = DETECTORS[name]
+        return kind, None
     try:
-        level = float(suffix) if suffix else kind.default_level
+        level = float(suffix) if suffix else kind.level
     except ValueError:
         level = float("nan")
     if not 0.0 < level < float("inf"):
@@ -150,10 +223,10 @@ def _plan_one(spec: str | Detector | SampleDetector, model: Model) -> PlannedDet
         return PlannedDetector(spec.name, spec, spec.sigma / model.data_std)
     kind, wanted = parse_detector(spec)
     if wanted is None:
-        return PlannedDetector(kind.name, kind(), None)
+        return PlannedDetector(kind.name, kind.make(), None)
     sigma = min(max(wanted * model.data_std, model.sigma_min), model.sigma_max)
-    label = kind.name if wanted == kind.default_level else f"{kind.name}@{wanted:g}"
-    return PlannedDetector(label, kind(sigma), sigma / model.data_std)
+    label = kind.name if wanted == kind.level else f"{kind.name}@{wanted:g}"
+    return PlannedDetector(label, kind.make(sigma), sigma / model.data_std)
 
 
 def plan_detectors(
@@ -165,9 +238,11 @@ def plan_detectors(
 
     Args:
         specs: ``"flipd"`` (at its default level), ``"flipd@0.1"`` (at 0.1 times the standard
-            deviation of the data), or detectors with their own sigma; ``"all"`` for every other
-            known one; ``None`` for ``DEFAULT_DETECTORS``. Levels are clipped to the model's range
-            of noise. Of ``"all"`` and ``None``, those that lack something are left out.
+            deviation of the data), ``"flipd_over_baseline"`` (the difference to the same under
+            the baseline, or ``_over_null``: without the condition), or detectors with their own
+            sigma; ``"all"`` for every other known one; ``None`` for ``DEFAULT_DETECTORS``. Levels
+            are clipped to the model's range of noise. Of ``"all"`` and ``None``, those that lack
+            something are left out.
         model: supplies ``event_shape``, ``data_std``, ``sigma_min``, ``sigma_max``.
         given: what there is beside model and images.
 

@@ -5,49 +5,40 @@ from rich.table import Table
 
 from memjax.cli.app import COMPLETED, cli, console
 
+SIZES = (64, 3072)
+"""Numbers in an image for which the cost is shown: a digit, a small photograph."""
+
 
 @cli.command()
 def detectors() -> int:
     """List the detectors by name: what each looks at, what it needs, what it costs.
 
-    'memjax audit --detector NAME' runs one, at its level: the noise in standard deviations of the
-    data. NAME@LEVEL runs it at another. Products are those with the network for an image of d
-    numbers; detectors that need the same ones share them.
+    'memjax audit --detector NAME' runs one at its level: the noise in standard deviations of the
+    data. NAME@LEVEL runs it at another. NAME_over_baseline and NAME_over_null take its difference
+    to the same under --baseline, or without the condition.
+
+    Products are those with the network, forward or with its Jacobian, for an image of 64 (3072)
+    numbers. Detectors that need the same ones share them.
     """
-    from memjax.auditing.plan import DEFAULT_DETECTORS, DETECTORS, SAMPLE_DETECTORS
+    from memjax.auditing.plan import DEFAULT_DETECTORS, DETECTORS, SAMPLE_DETECTORS, find_kind
+    from memjax.detect.plan import cost, requirements
+    from memjax.detect.sample_distance import SampleDetector
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("name", "looks at", "level", "needs", "products"):
-        table.add_column(title, no_wrap=title in ("name", "level"))
+    for title in ("name", "looks at", "level", "needs", *(f"products ({d})" for d in SIZES)):
+        right = title == "level" or title.startswith("products")
+        table.add_column(title, justify="right" if right else "left", overflow="fold")
     for name in dict.fromkeys((*DEFAULT_DETECTORS, *DETECTORS, *SAMPLE_DETECTORS)):
         shown = f"{name} *" if name in DEFAULT_DETECTORS else name
-        if name in SAMPLE_DETECTORS:
-            table.add_row(shown, SAMPLE_DETECTORS[name].statement, "", "samples", "none")
+        kind = find_kind(name)
+        detector = kind.make() if kind.level is None else kind.make(1.0)
+        if isinstance(detector, SampleDetector):
+            table.add_row(shown, detector.statement, "", "samples", "0", "0")
             continue
-        kind = DETECTORS[name]
-        table.add_row(shown, kind.statement, f"{kind.default_level:g}", *_demands(kind))
+        needed = requirements((detector,), SIZES[0])._asdict()
+        needs = ", ".join(what for what, wanted in needed.items() if wanted)
+        products = (f"{cost((detector,), d).total:,}" for d in SIZES)
+        table.add_row(shown, detector.statement, f"{kind.level:g}", needs, *products)
     console.print(table)
-    console.print("* what an audit runs unless told otherwise; the first of them ranks")
+    console.print("* what an audit runs, as far as it can, unless told otherwise; the first ranks")
     return COMPLETED
-
-
-def _demands(kind: type) -> tuple[str, str]:
-    """What a detector needs beside the model, and its products as a formula in d."""
-    from memjax.detect.plan import cost, requirements
-
-    detector = (kind(1.0),)
-    low, high = 1024, 2048  # sizes of pictures, where every cost is affine in d
-    needed = requirements(detector, high)
-    names = [name for name, wanted in needed._asdict().items() if wanted]
-    terms = []
-    for unit, a, b in zip(
-        ("forward", "jvp", "vjp"), cost(detector, low), cost(detector, high), strict=True
-    ):
-        slope = (b - a) / (high - low)
-        parts = [f"{slope:g} d".removeprefix("1 ")] if slope else []
-        rest = a - slope * low
-        if rest:
-            parts.append(f"{rest:g}")
-        if parts:
-            terms.append(f"{' + '.join(parts)} {unit}")
-    return ", ".join(names), ", ".join(terms)

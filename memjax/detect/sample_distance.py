@@ -144,7 +144,8 @@ class NormalizedL2:
     value = -min over samples g of l(x, g),  raw = min over samples g of l(x, g)
 
     S(g) are the ``neighbors`` distinct reference images nearest to g (all, if there are fewer).
-    The mean takes out that some samples are near everything. Repeated images count once in S, or
+    The mean takes out that some samples are near everything. A sample far from all images is at
+    1/alpha from each, so that larger numbers say nothing. Repeated images count once in S, or
     a picture that stands there ``neighbors`` times would normalize itself away.
 
     Args:

@@ -257,6 +257,9 @@ def copy_ratios(
         That of `find_copies` and of `nearest_neighbors` for the images among the samples.
     """
     found = find_copies(samples, reference)
+    known = found.nearest >= 0
+    if not known.any():
+        raise InputError("samples: expected at least one finite sample, found none")
     ratio = np.where(_finite(images), np.inf, np.nan)
     # Where y(g, x) is the image nearest to g: all pairs but those of a sample and its own image.
     apart = found.d1 > 0
@@ -265,7 +268,6 @@ def copy_ratios(
         ratio = np.minimum(ratio, near.distance[:, 0])
     # A sample's own image: at most 1, and so never above what the other samples gave it.
     own = np.full(len(reference), np.inf)
-    known = found.nearest >= 0
     np.minimum.at(own, found.nearest[known], _quotient(found.d1, found.d2)[known])
     group = group_duplicates(np.concatenate([reference, images]))[len(reference) :]
     inside = (group >= 0) & (group < len(reference))
