@@ -10,7 +10,7 @@ from jaxtyping import Bool, PyTree
 
 from memjax._core.errors import InputError
 from memjax.data.images import ImageSet
-from memjax.detect.combined import Difference
+from memjax.detect.combined import Difference, FluxAndLoss
 from memjax.detect.denoising_loss import DenoisingLoss
 from memjax.detect.local_dimension import FLIPD, EffectiveDimension, FluxDimension
 from memjax.detect.p_laplace import PLaplace, PLaplaceFlux
@@ -26,7 +26,6 @@ from memjax.detect.sample_distance import (
 from memjax.detect.score_gap import Anisotropy, DenoisedNorm, GapSharpness, ScoreGap
 from memjax.detect.score_norm import ScoreNorm
 from memjax.detect.sharpness import (
-    BelowFloor,
     ExtremeEigenvalue,
     FloorShare,
     NegativeShare,
@@ -43,6 +42,7 @@ DETECTORS: dict[str, type] = {
         FLIPD,
         DenoisingLoss,
         SphereLoss,
+        FluxAndLoss,
         ScoreNorm,
         EffectiveDimension,
         PLaplaceFlux,
@@ -51,7 +51,6 @@ DETECTORS: dict[str, type] = {
         Sharpness,
         NegativeShare,
         FloorShare,
-        BelowFloor,
         ExtremeEigenvalue,
         SharpnessProxy,
         NormalizedVolumeGrowth,

@@ -1,4 +1,5 @@
 from .combined import Difference as Difference
+from .combined import FluxAndLoss as FluxAndLoss
 from .denoising_loss import DenoisingLoss as DenoisingLoss
 from .evaluate import evaluate_detectors as evaluate_detectors
 from .local_dimension import FLIPD as FLIPD
@@ -65,6 +66,7 @@ __all__ = [
     "ExtremeEigenvalue",
     "Finding",
     "FloorShare",
+    "FluxAndLoss",
     "FluxDimension",
     "GapSharpness",
     "NearestSample",

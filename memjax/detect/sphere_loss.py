@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from memjax.detect._sphere import check_sphere, image_size, mean_of_pairs, sphere_points
 from memjax.detect.protocol import Evidence, Finding, Need, check_sigma, finding
@@ -69,9 +70,27 @@ class SphereLoss:
 
     def finish(self, evidence: Evidence) -> Finding:
         """Minus the mean of ``|(x - x0)/sigma + sigma s|^2 / d``."""
-        d = image_size(evidence)
-        here = [evidence[p] for p in sphere_points(self.sigma, self.radius, self.num_pairs, d)]
-        residual = jnp.stack([e.displacement / self.sigma + self.sigma * e.score for e in here])
-        losses = jnp.mean(jnp.square(residual), axis=tuple(range(1, residual.ndim)))
-        loss, error = mean_of_pairs(losses.reshape(self.num_pairs, 2))
-        return finding(-loss, loss * d, error)
+        losses = losses_on_sphere(evidence, self.sigma, self.radius, self.num_pairs)
+        loss, error = mean_of_pairs(losses)
+        return finding(-loss, loss * image_size(evidence), error)
+
+
+def losses_on_sphere(
+    evidence: Evidence, sigma: float, radius: float, num_pairs: int
+) -> Float[Array, "m 2"]:
+    """Denoising loss ``|(x - x0)/sigma + sigma s|^2 / d`` at each of ``sphere_points``.
+
+    Args:
+        evidence: the runner's.
+        sigma: as for ``sphere_points``.
+        radius: as for ``sphere_points``.
+        num_pairs: as for ``sphere_points``.
+
+    Returns:
+        One number at both ends of every pair.
+    """
+    points = sphere_points(sigma, radius, num_pairs, image_size(evidence))
+    here = [evidence[point] for point in points]
+    residual = jnp.stack([e.displacement / sigma + sigma * e.score for e in here])
+    losses = jnp.mean(jnp.square(residual), axis=tuple(range(1, residual.ndim)))
+    return losses.reshape(num_pairs, 2)

@@ -1,4 +1,4 @@
-"""Differences between two scores, for every kind of evaluation a detector can ask for."""
+"""Flux and loss in one number; differences between scores, of every kind of evaluation."""
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from memjax.detect import (
     FLIPD,
     AlongGap,
     Difference,
+    FluxAndLoss,
     Need,
     PLaplaceFlux,
     Point,
@@ -73,6 +74,57 @@ class Gap(Growth):
 
     def needs(self, d):
         return (Need(Point(0.5), (AlongGap(),)),)
+
+
+def test_flux_and_loss_is_made_of_its_parts(x64):
+    sphere = {"radius": 0.3, "num_pairs": 4}
+    parts = PLaplaceFlux(0.5, **sphere), SphereLoss(0.5, **sphere)
+    detectors = (*parts, FluxAndLoss(0.5, **sphere), FluxAndLoss(0.5, **sphere, loss_weight=0))
+    flux, loss, both, alone = run(detectors, X.astype(jnp.float64))
+    np.testing.assert_allclose(both.value, flux.value + 1.6 * loss.value, rtol=1e-12)
+    np.testing.assert_allclose(alone.value, flux.value, rtol=1e-12)
+    np.testing.assert_allclose(alone.standard_error, flux.standard_error, rtol=1e-12)
+    assert cost(detectors, D) == Cost(forward=8)
+
+
+def test_flux_and_loss_of_a_stored_point_is_one(x64):
+    """Of N(0, v) at its center the flux is 1 and the loss (radius v / (v + sigma^2))^2."""
+    center = jnp.zeros(D, jnp.float64)
+    sigma, variance = 0.5, 0.01
+    expected = 1 - 1.6 * (0.5 * variance / (variance + sigma**2)) ** 2
+    (found,) = run((FluxAndLoss(sigma),), center, target=gaussian(variance))
+    np.testing.assert_allclose(found.value, expected, rtol=1e-10)
+    (stored,) = run((FluxAndLoss(sigma),), center, target=gaussian(0.0))
+    assert stored.value == pytest.approx(1, rel=1e-12)
+    (wide,) = run((FluxAndLoss(sigma),), center, target=gaussian(1.0))
+    assert wide.value < found.value < stored.value
+
+
+def test_flux_and_loss_has_an_honest_error():
+    keys = jax.random.split(KEY, 300)
+    detector = (FluxAndLoss(0.5, num_pairs=8),)
+    steep = jnp.asarray([0.01, 0.1, 1.0, 1.0, 4.0])
+
+    def score(x, sigma, condition=None):
+        return -x / (steep + sigma**2)
+
+    one = jax.vmap(lambda key: evaluate_detectors(score, X, detector, key=key)[0])
+    found = jax.jit(one)(keys)
+    ratio = np.mean(np.asarray(found.standard_error) ** 2) / np.var(found.value, ddof=1)
+    assert 0.7 < ratio < 1.4
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: FluxAndLoss(0.0), "sigma"),
+        (lambda: FluxAndLoss(0.1, radius=0.0), "radius"),
+        (lambda: FluxAndLoss(0.1, loss_weight=-1), "loss_weight"),
+    ],
+)
+def test_unusable_settings_are_refused(make, named):
+    with pytest.raises(InputError, match=f"^{named}: expected"):
+        make()
 
 
 @pytest.mark.parametrize("detector", [FLIPD(0.5), SphereLoss(0.5, num_pairs=3), Growth()])
@@ -160,7 +212,7 @@ def test_failure_of_either_is_failure():
     def dead(x, sigma, condition=None):
         return jnp.zeros_like(x)
 
-    detector = (Difference(PLaplaceFlux(0.5, num_pairs=2)),)
+    detector = (Difference(FluxAndLoss(0.5, num_pairs=2)),)
     for target, baseline in ((dead, BASELINE), (TARGET, dead)):
         (found,) = run(detector, target=target, baseline=baseline)
         assert found.status == Status.UNDEFINED
