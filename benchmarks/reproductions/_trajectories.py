@@ -25,7 +25,7 @@ def trajectories(model, num, key, *, last, conditions=None, score=None, steps=50
     grid = jnp.asarray(noise_levels(model.sigma_max, last, steps + 1)[:-1], jnp.float32)
     every = steps // (kept - 1)
     starts = every * jnp.arange(kept - 1)
-    segments = grid[starts[:, None] + jnp.arange(every + 1)]
+    segments = grid[starts[:, None] + jnp.arange(every + 1)[None]]
     noise = jax.random.normal(key, (num, *model.event_shape), jnp.float32)
     path = _follow(model if score is None else score, grid[0] * noise, segments, conditions)
     return grid[::every], path

@@ -19,8 +19,8 @@ from memjax.networks.mlp import ResidualMLP
 from memjax.training.loop import train
 
 DIMENSION, NUM, PAIRS = 8, 128, 32
-NOISE = 0.1
-"""At which the score is taken; its shell has the radius 0.1 sqrt(8)."""
+NOISE, CENTER = 0.05, 0.01
+"""The score is taken at the first, whose shell is the sphere; the center is noised by the other."""
 PUBLISHED = {4750: (0.531, 0.012), 42107: (0.510, 0.012), 97466: (0.909, 0.490), 315604: (1.0, 1.0)}
 """AUC and TPR at 1 % FPR by step of training (full batches, SGD, n = 2,048)."""
 
@@ -29,7 +29,7 @@ PUBLISHED = {4750: (0.531, 0.012), 42107: (0.510, 0.012), 97466: (0.909, 0.490),
 def _flux(score, points, radius, key):
     """Mean cosine of score and outward normal around noised points, one noise for all."""
     noise_key, flux_key = jax.random.split(key)
-    noise = NOISE / 10 * jax.random.normal(noise_key, points.shape[1:], points.dtype)
+    noise = CENTER * jax.random.normal(noise_key, points.shape[1:], points.dtype)
     estimate = p_laplacian_flux(at(score, NOISE), 1, radius=radius, num_pairs=PAIRS, scaled=False)
     return jax.vmap(lambda x: estimate(x + noise, flux_key).value)(points)
 
@@ -46,8 +46,8 @@ def compute(quick, seed):
     members = points[:NUM]
     own = nearest_neighbors(members, members, k=2).distance[:, 1]
     radius = 0.075 * float(np.median(own))
-    network = ResidualMLP(width=96, embedding_width=48)
-    steps = (25, 50, 100) if quick else tuple(100 * 2**k for k in range(9))
+    network = ResidualMLP(width=96, num_blocks=1 if quick else 3, embedding_width=48)
+    steps = (10, 40) if quick else tuple(10 * 2**k for k in range(10))
     is_member = np.repeat([True, False], NUM)
     key = derive_key(seed, "flux")
     rows = []
@@ -95,7 +95,7 @@ def compute(quick, seed):
             + ", ".join(f"{row['auroc']:.3f} at {row['steps']}" for row in rows)
             + f"; TPR at 1 % FPR ends at {rows[-1]['tpr_at_1_percent']:.3f} (perfect memory "
             f"{empirical['auroc']:.3f}, the true density {truth['auroc']:.3f})",
-            bool(aucs[0] < 0.65 and aucs[-1] >= 0.99 and nine is not None and nine < steps[-1]),
+            bool(aucs[0] < 0.6 and aucs[-1] >= 0.99 and nine is not None and nine < steps[-1]),
         ),
         Statement(
             "the signature comes before the copies (on faces: it splits at 65,000 steps, the first "
@@ -138,7 +138,7 @@ def draw(figure, numbers):
     left.axhline(0.5, color="0.85", linewidth=0.8)
     left.set(xscale="log", ylim=(-0.03, 1.05))
     left.set_xlabel("steps of training", fontsize=9)
-    left.legend(fontsize=7, loc="center right")
+    left.legend(fontsize=7, loc="lower right")
     right.plot(steps, series("flux_members"), "o-", color=STORED, label="training points")
     right.plot(steps, series("flux_held_out"), "o-", color="#0072B2", label="held-out points")
     right.axhline(
@@ -160,9 +160,11 @@ REPRODUCTION = Reproduction(
     "early_signatures",
     "membership over training: an 8-D mixture of two Gaussians",
     '"Early signatures of memorization", 2026',
-    f"the published world (N(1, I)/2 + N(-1, I)/2, full batches, 64 directions, radius 0.075 times "
-    f"the median nearest distance), with n = {NUM} instead of 2,048 and Adam instead of SGD: the "
-    f"whole transition takes minutes. The score is asked at noise {NOISE} instead of 0.01.",
+    "the published world (N(1, I)/2 + N(-1, I)/2, 64 directions, radius 0.075 times the median "
+    f"nearest distance), with n = {NUM} instead of 2,048, and Adam on {NUM} draws a step, not "
+    "SGD on full batches: the whole transition takes minutes. The score is asked at noise "
+    f"{NOISE}, of which the sphere is the shell, instead of {CENTER}; the center is noised by "
+    f"{CENTER}.",
     compute,
     draw,
 )

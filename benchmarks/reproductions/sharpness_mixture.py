@@ -48,7 +48,7 @@ def compute(quick, seed):
     data = (np.asarray(world.means)[stored.astype(int)] + noise).astype(np.float32)
     model = train(
         data,
-        network=ResidualMLP(width=128, embedding_width=64),
+        network=ResidualMLP(width=128, num_blocks=1 if quick else 3, embedding_width=64),
         steps=200 if quick else 6000,
         batch_size=256,
         second_order_weight=0.5,
