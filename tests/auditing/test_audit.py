@@ -12,8 +12,16 @@ import memjax.auditing.run as audit_module
 from memjax._core.errors import InputError, MemjaxError
 from memjax.auditing import Calibration, audit
 from memjax.auditing.metrics import Truth
+from memjax.auditing.plan import (
+    DEFAULT_DETECTORS,
+    SAMPLE_DETECTORS,
+    Given,
+    plan_detectors,
+)
+from memjax.auditing.plan import DETECTORS as SCORE_DETECTORS
 from memjax.data.images import from_array
-from memjax.detect import FLIPD, ScoreNorm
+from memjax.detect import FLIPD, Difference, ScoreNorm, cost
+from memjax.diffusion.model import Model
 
 NUM_STORED = 6
 DETECTORS = ("flipd", "denoising_loss")
@@ -329,3 +337,184 @@ def test_conditions_reach_their_rows(images):
     plain = run(conditional, images, detectors=[ScoreNorm(0.1)])
     expected = column(plain, "score_norm_raw").astype(float)
     np.testing.assert_array_equal(np.delete(raw, 7), np.delete(expected, 7))
+
+
+@pytest.fixture(scope="module")
+def prompted(model):
+    """The same model with a condition that stretches its score; zero is the null condition."""
+
+    def score(x, sigma, condition):
+        return (1 + 0.1 * condition) * model(x, sigma)
+
+    return with_score(model, score, null_condition=jnp.zeros((), jnp.float32))
+
+
+def with_score(model, score, **options):
+    noise = {"sigma_min": 0.01, "sigma_max": 20.0, "data_std": 0.4}
+    return type(model)(score, model.event_shape, **noise, **options)
+
+
+BASELINE_DETECTOR = Difference(ScoreNorm(0.1))
+OVER = BASELINE_DETECTOR.name
+
+
+def test_a_baseline_is_compared_with(model, images, tmp_path):
+    weaker = with_score(model, lambda x, sigma, condition: 0.5 * model(x, sigma))
+    result = run(model, images, detectors=["score_norm", OVER], baseline=weaker, out=tmp_path)
+    norm, difference = (column(result, name).astype(float) for name in ("score_norm", OVER))
+    np.testing.assert_allclose(difference, norm / 2, rtol=1e-4, atol=1e-12)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["baseline"]["event_shape"] == [4, 4, 1]
+    assert manifest["baseline"]["sha256"] == manifest["plan"]["baseline"] != ""
+    assert run(model, images).manifest["baseline"] is None
+
+
+def test_resume_refuses_another_baseline_or_other_conditions(prompted, images, tmp_path):
+    settings = {"baseline": prompted, "conditions": np.zeros(40, np.float32)}
+    interrupted(prompted, images, tmp_path, after=8, **settings)
+    other = jax.tree.map(lambda leaf: leaf + 1.0, prompted)
+    for change, named in (
+        ({"baseline": other}, "baseline"),
+        ({"baseline": None}, "baseline"),
+        ({"conditions": np.ones(40, np.float32)}, "conditions"),
+        ({"conditions": None}, "conditions"),
+    ):
+        with pytest.raises(InputError, match=rf"unfinished audit that differs in {named};"):
+            run(prompted, images, out=tmp_path, chunk_size=8, **{**settings, **change})
+    run(prompted, images, out=tmp_path, chunk_size=8, **settings)
+
+
+def test_what_a_named_detector_lacks_is_said_in_one_line(model, images):
+    other = from_array(np.random.default_rng(0).uniform(-1, 1, (3, 5, 5, 1)).astype(np.float32))
+    wide = Model(model.raw_score, (8, 8, 1), sigma_min=0.01, sigma_max=20.0, data_std=0.4)
+    elsewhere = Calibration("membership", images=from_array(images.images))
+    for arguments, message in (
+        (
+            {"detectors": ["flipd", "score_gap"]},
+            "detectors: score_gap compares the row's condition with the null condition; "
+            "give conditions",
+        ),
+        (
+            {"detectors": [OVER]},
+            f"detectors: {OVER} compares the model with another one; give a baseline",
+        ),
+        (
+            {"detectors": ["nearest_sample"]},
+            "detectors: nearest_sample compares the rows with generated samples; "
+            "give samples, or draw some",
+        ),
+        ({"detectors": ["tiled_l2@0.1"]}, "detectors: tiled_l2 looks at samples, not at a noise"),
+        ({"detectors": ["score_gap_over_null"]}, "detector: expected one that looks at one score"),
+        ({"detectors": []}, "detectors: expected at least one, got none"),
+        ({"baseline": wide}, "baseline: expected a model of samples of shape 4x4x1, got 8x8x1"),
+        (
+            {"calibrations": (elsewhere,), "conditions": np.zeros(40)},
+            "calibration: expected conditions of its images where the audited rows have some",
+        ),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            run(model, images, **arguments)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="calibration conditions: expected 3 rows, got shape 2"):
+        Calibration("membership", images=other, conditions=np.zeros(2))
+    with pytest.raises(InputError, match="rows have the conditions of the audit"):
+        Calibration("membership", rows=np.arange(2), conditions=np.zeros(2))
+
+
+def names_of(planned):
+    return [entry.label for entry in planned]
+
+
+def test_defaults_and_all_leave_out_what_cannot_run(model):
+    none = Given(conditions=False, baseline=False, samples=False)
+    everything = names_of(plan_detectors("all", model))
+    assert everything == list(
+        dict.fromkeys((*DEFAULT_DETECTORS, *SCORE_DETECTORS, *SAMPLE_DETECTORS))
+    )
+    assert names_of(plan_detectors(None, model)) == list(DEFAULT_DETECTORS)
+    few, many = (names_of(plan_detectors(specs, model, none)) for specs in (None, "all"))
+    assert few[0] == many[0] == DEFAULT_DETECTORS[0]
+    assert set(few) < set(DEFAULT_DETECTORS)
+    assert set(few) < set(many) < set(everything)
+    assert not set(many) & set(SAMPLE_DETECTORS)
+    mine = names_of(plan_detectors(["score_norm", "all"], model, none))
+    assert mine[0] == "score_norm"
+    assert sorted(mine) == sorted(many)
+
+
+def test_samples_fill_columns_like_any_detector(model, images):
+    """Half of the model's mass lies on the stored rows: samples alone find them."""
+    names = ["distance_ratio", "score_norm", "tiled_l2"]
+    pixels = np.clip(np.random.default_rng(9).normal(0, 0.4, (60, 4, 4, 1)), -0.99, 0.99)
+    calibration = Calibration("membership", images=from_array(pixels.astype(np.float32)))
+    result = run(
+        model, images, detectors=names, num_samples=200, calibrations=(calibration,), fdr=0.2
+    )
+    assert [entry["name"] for entry in result.manifest["detectors"]] == names
+    assert [entry["sigma"] is None for entry in result.manifest["detectors"]] == [True, False, True]
+    assert result.manifest["detectors"][0]["cost"] == {"forward": 0, "jvp": 0, "vjp": 0}
+    for name in (names[0], names[2]):
+        rank = column(result, f"{name}_rank")
+        assert sorted(rank[:NUM_STORED]) == list(range(1, NUM_STORED + 1))
+        assert (column(result, f"{name}_se") == 0).all()
+        flagged = column(result, f"flag_membership_{name}")
+        assert flagged[:NUM_STORED].all()
+    hit = column(result, "distance_ratio_raw")[:40].astype(float) < 1 / 3
+    np.testing.assert_array_equal(hit, column(result, "stored")[:40].astype(bool))
+    alone = run(model, images, detectors=names[2], num_samples=200)
+    assert column(alone, "tiled_l2").tolist() == column(result, "tiled_l2")[:40].tolist()
+
+
+def test_one_training_image_leaves_comparisons_undefined(model, images):
+    result = run(
+        model,
+        images,
+        detectors=["flipd", "distance_ratio"],
+        samples=images.images[:4],
+        trained_on=np.arange(1),
+    )
+    assert set(column(result, "distance_ratio_status")) == {"undefined"}
+    assert set(column(result, "distance_ratio")) == {None}
+    assert all(column(result, "rank"))
+
+
+def test_samples_are_drawn_under_the_rows_conditions_in_turn(prompted, images, monkeypatch):
+    seen = []
+    look = audit_module.look_for_copies
+    monkeypatch.setattr(
+        audit_module,
+        "look_for_copies",
+        lambda rows, samples, among: seen.append(samples) or look(rows, samples, among),
+    )
+    given = np.zeros(40, np.float32)
+    other = np.where(np.arange(40) == 1, np.float32(3), given)
+    for conditions in (given, other, None):
+        run(prompted, images, detectors="score_norm", num_samples=80, conditions=conditions)
+    changed = (seen[0] != seen[1]).any(axis=(1, 2, 3))
+    assert np.flatnonzero(changed).tolist() == [1, 41]
+    np.testing.assert_array_equal(seen[0], seen[2])
+
+
+def test_all_detectors_make_exactly_the_evaluations_they_declare(prompted, images):
+    """Every evaluation of either model is counted, and each distinct one is made once."""
+    calls = []
+
+    def counting(x, sigma, condition):
+        jax.debug.callback(lambda _: calls.append(1), x[0, 0, 0])  # once a row
+        return prompted(x, sigma, condition)
+
+    counted = with_score(prompted, counting, null_condition=prompted.null_condition)
+    few = from_array(images.images[4:8])
+    detectors = [e.detector for e in plan_detectors("all", counted) if not e.samples]
+    run(
+        counted,
+        few,
+        detectors=detectors,
+        conditions=np.linspace(0.1, 1.0, 4, dtype=np.float32),
+        baseline=counted,
+        chunk_size=4,
+    )
+    jax.effects_barrier()
+    declared = cost(tuple(detectors), 16)
+    assert len(calls) == 4 * declared.forward
+    assert declared.total < sum(cost((detector,), 16).total for detector in detectors)
