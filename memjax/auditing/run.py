@@ -321,11 +321,16 @@ def _check_arguments(
                 "and none where they have none"
             )
     check_rows("conditions", conditions, len(rows))
-    if baseline is not None and baseline.event_shape != model.event_shape:
+    if baseline is None:
+        return
+    if baseline.event_shape != model.event_shape:
         raise InputError(
             f"baseline: expected a model of samples of shape {_shape(model.event_shape)}, "
             f"got {_shape(baseline.event_shape)}"
         )
+    takes, wanted = (jax.tree.structure(m.null_condition) for m in (baseline, model))
+    if conditions is not None and takes != wanted:
+        raise InputError("baseline: expected a model that takes conditions like the audited one's")
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 
 import memjax.auditing.run as run_module
 import memjax.cli.app as app
+from memjax.auditing.plan import DETECTORS, SAMPLE_DETECTORS
 from memjax.checkpoints import save
 from memjax.diffusion import (
     EDMPreconditioned,
@@ -45,6 +46,23 @@ def model_dir(tmp_path_factory):
     model = Model(score, SHAPE, sigma_min=0.002, sigma_max=80.0, data_std=0.5)
     path = tmp_path_factory.mktemp("models") / "model"
     save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def prompted_dir(tmp_path_factory):
+    """A model that takes conditions 0, 1, 2, or 3 for none."""
+    module = ResidualMLP(width=16, num_blocks=1, embedding_width=8, num_conditions=3)
+    x = jnp.zeros(SHAPE, jnp.float32)
+    variables = module.init(jax.random.key(0), x, jnp.float32(0), jnp.int32(0))
+    score = from_prediction(
+        LinenNetwork(module, variables),
+        prediction="denoiser",
+        schedule=VarianceExploding(0.002, 80.0),
+    )
+    noise = {"sigma_min": 0.002, "sigma_max": 80.0, "data_std": 0.5}
+    path = tmp_path_factory.mktemp("models") / "prompted"
+    save(Model(score, SHAPE, null_condition=jnp.int32(3), **noise), path)
     return path
 
 
@@ -170,6 +188,58 @@ def test_an_interrupted_audit_says_how_to_go_on(memjax, model_dir, tmp_path, mon
     assert len(calls) == 4
 
 
+def test_an_audit_with_conditions_and_a_baseline(memjax, model_dir, prompted_dir, tmp_path):
+    data = write_images(tmp_path / "photos", 6)
+    unseen = write_images(tmp_path / "unseen", 4, size=8)
+    np.save(tmp_path / "prompts.npy", np.arange(6, dtype=np.uint8) % 4)
+    np.save(tmp_path / "others.npy", np.zeros(4, np.int64))
+    out = tmp_path / "a"
+    command = ["audit", prompted_dir, "--data", data, "--out", out, "--samples", 0]
+    detectors = ["--detector", "score_norm_over_baseline", "--detector", "score_gap"]
+    conditions = ["--conditions", tmp_path / "prompts.npy"]
+    calibration = ["--calibration", unseen, "--calibration-conditions", tmp_path / "others.npy"]
+    baseline = ["--baseline", prompted_dir]
+    status, shown, _ = memjax(*command, *detectors, *conditions, *calibration, *baseline)
+    assert status == app.COMPLETED
+    assert "Most suspicious by score_norm_over_baseline" in shown
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["baseline"]["name"] == "prompted"
+    assert len(manifest["conditions"]) == 64
+    command = [*command[:-4], "--out", tmp_path / "b", *command[-2:]]
+    for arguments, word in (
+        ([*detectors, *conditions], "give a baseline"),
+        ([*detectors, *baseline], "give conditions"),
+        ([*conditions, *calibration[:2]], "expected conditions of its images"),
+        ([*conditions, *calibration[2:]], "there is no --calibration"),
+        (["--conditions", tmp_path / "others.npy"], "expected 6 whole numbers"),
+        (["--conditions", data], "photos"),
+        ([*conditions, "--baseline", model_dir], "takes conditions like the audited one's"),
+        (["--baseline", "nowhere"], "nowhere"),
+    ):
+        status, shown, err = memjax(*command, *arguments)
+        assert (status, shown) == (app.BAD_USAGE, "")
+        assert word in one_error_line(err)
+    np.save(tmp_path / "prompts.npy", np.arange(6))
+    status, _, err = memjax(*command, *conditions)
+    assert status == app.BAD_USAGE
+    assert "expected conditions from 0 to 3 (none), found 0 to 5" in one_error_line(err)
+    status, _, err = memjax("audit", model_dir, *command[2:], *conditions)
+    assert status == app.BAD_USAGE
+    assert "the model takes no conditions" in one_error_line(err)
+
+
+def test_the_detectors_are_listed(memjax, monkeypatch):
+    monkeypatch.setattr(app.console, "width", 200)
+    status, shown, _ = memjax("detectors")
+    assert status == app.COMPLETED
+    for name in (*DETECTORS, *SAMPLE_DETECTORS):
+        assert f" {name} " in shown
+    (line,) = (line for line in shown.splitlines() if line.startswith(" flipd *"))
+    assert line.split()[-2:] == ["65", "3,073"]
+    (line,) = (line for line in shown.splitlines() if line.startswith(" score_gap"))
+    assert " conditions " in line
+
+
 def broken(model_dir: Path, tmp_path: Path, name: str) -> Path:
     """A copy of the model folder with one thing wrong."""
     copy = tmp_path / name
@@ -245,6 +315,7 @@ def test_unusable_data_is_one_line(memjax, model_dir, tmp_path, kind):
         (["audit", "digits", "--data", "DATA"], "digits"),
         (["audit", "MODEL", "--data", "DATA", "--out", "OUT", "--detector", "magic"], "magic"),
         (["audit", "MODEL", "--data", "DATA", "--out", "OUT", "--fdr", "2"], "fdr"),
+        (["audit", "digits", "--baseline", "MODEL"], "--baseline"),
         (["audit", "MODEL", "--data", "DATA", "--out", "OUT", "--samples", "x"], "--samples"),
         (["audit", "MODEL", "--data", "DATA", "--out", "DATA/image0.png"], "image0.png"),
         (["audit", "MODEL", "--data", "DATA", "--out", "OUT", "--calibration", "no"], "no"),

@@ -105,8 +105,9 @@ def world(seed: int, d: int, num_stored: int) -> World:
         shaped(std[again] ** 2),
     )
     options = {"sigma_min": 1e-3, "sigma_max": 50.0, "data_std": DATA_STD[d]}
+    options |= {"null_condition": jnp.int32(-1)}
     return World(
-        Model(density, SHAPE[d], null_condition=jnp.int32(-1), **options),
+        Model(density, SHAPE[d], **options),
         Model(Unconditional(background), SHAPE[d], **options),
         shaped(rows),
         np.concatenate([prompts, labels[component]]).astype(np.int32),
