@@ -39,14 +39,17 @@ class ScoreGap(Draws):
     for many pulls weakly. The predicted noise is the same in variance-preserving coordinates,
     and so is ``raw``.
 
-    Kinds of points: ``"pure"`` needs no image and tells prompts apart (x = sigma n; at the
-    model's largest sigma it is the first sampling step, which the paper uses; there the gap is
-    |E[x0 | c] - E[x0]| / sigma, and a condition of many images near one another looks like a
-    stored one); ``"noised"`` and ``"clean"`` ask about the image under its condition.
+    Kinds of points: ``"pure"`` (x = sigma n) needs no image and tells conditions apart. At the
+    model's largest sigma it is the first sampling step, which the paper uses. There ``raw`` is
+    |E[x0 | c] - E[x0]| / sigma, which knows how far the mean under the condition lies from that
+    of all data, and not how much the condition leaves open; below the spread of the data, at
+    the default level, it also finds conditions that store a part of the image. ``"noised"`` and
+    ``"clean"`` ask about the image under its condition; at low noise the image alone tells where
+    it belongs, the condition adds nothing, and a stored image has the *smaller* gap.
 
     Args:
         sigma: noise level, in the score's units.
-        kind: ``"clean"``, ``"noised"`` or ``"pure"``.
+        kind: ``"pure"``, ``"noised"`` or ``"clean"``.
         num_draws: noises averaged, common to all images; none at the clean image.
 
     Raises:
@@ -61,7 +64,7 @@ class ScoreGap(Draws):
         section 3.
     """
 
-    kind: str = "noised"
+    kind: str = "pure"
     num_draws: int = 4
     name: ClassVar[str] = "score_gap"
     title: ClassVar[str] = "Score gap"
@@ -99,7 +102,7 @@ class GapSharpness(Draws):
 
     Args:
         sigma: noise level, in the score's units.
-        kind: ``"clean"``, ``"noised"`` or ``"pure"``, as for ``ScoreGap``; the paper takes the
+        kind: ``"pure"``, ``"noised"`` or ``"clean"``, as for ``ScoreGap``; the paper takes the
             first sampling step, ``"pure"`` at the largest sigma.
         num_draws: noises averaged, common to all images; none at the clean image.
         norm: ``"squared"`` is the paper's text, ``"l2"`` its published code. They differ only in
@@ -121,7 +124,7 @@ class GapSharpness(Draws):
         opposite sign, for S_c^-1.
     """
 
-    kind: str = "noised"
+    kind: str = "pure"
     num_draws: int = 4
     norm: str = "l2"
     name: ClassVar[str] = "gap_sharpness"
@@ -177,8 +180,9 @@ class Anisotropy(Draws):
         kind: ``"clean"``, ``"noised"`` or ``"pure"``.
         num_draws: noises averaged, common to all images; none at the clean image.
         sigma_low: the low noise level.
-        norm_weight: of the norm; the published code has norm : cosine 1 : 2, 1 : 0.1 and 2 : 1
-            for three models, fitted on 20 prompts.
+        norm_weight: of the norm, which grows as sqrt(d) where the cosine does not; the published
+            code has norm : cosine 1 : 2, 1 : 0.1 and 2 : 1 for three models of 64 x 64 x 4
+            latents, fitted on 20 prompts. Fit them anew.
         cosine_weight: of the cosine.
 
     Raises:
@@ -270,6 +274,9 @@ class DenoisedNorm:
     needed, but without a condition all rows read the same. In variance-preserving coordinates
     both numbers are the same.
 
+    At the model's largest sigma it is the first sampling step; below the spread of the data, at
+    the default level, it also finds conditions that store a part of the image.
+
     It fails where energies differ more than variances do: dark and bright images, or an encoding
     whose origin lies at the edge of the data ([0, 1] instead of [-1, 1]).
 
@@ -292,7 +299,7 @@ class DenoisedNorm:
     name: ClassVar[str] = "denoised_norm"
     title: ClassVar[str] = "Denoised norm"
     raw_name: ClassVar[str] = "|E[x0 | noise, c]|, data units"
-    default_level: ClassVar[float] = 25.0
+    default_level: ClassVar[float] = 0.25
     statement: ClassVar[str] = (
         "How much of an image the condition draws from pure noise: all of a stored one, a blur "
         "of many."

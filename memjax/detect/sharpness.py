@@ -121,7 +121,7 @@ class Sharpness(_SpectralSum):
     order: int = 3
     name: ClassVar[str] = "sharpness"
     title: ClassVar[str] = "Sharpness"
-    raw_name: ClassVar[str] = "tr H^3, per data unit^6"
+    raw_name: ClassVar[str] = "tr H^order, per data unit^(2 order)"
     default_level: ClassVar[float] = 0.1
     statement: ClassVar[str] = (
         "How steeply the model's density falls in all directions: most at a stored image."
@@ -145,7 +145,7 @@ class NegativeShare(_SpectralSum):
         value = #{i: sigma^2 lambda_i < -threshold} / d,   raw = their number
 
     over the eigenvalues lambda_i of H = ds/dx, made symmetric. Threshold 0 is the paper's count;
-    in an exactly Gaussian world it counts every direction, stored or not, and needs a larger one.
+    where the density is log-concave (a Gaussian) that counts every direction, stored or not.
     Both numbers are the same in variance-preserving coordinates.
 
     Args:
@@ -170,10 +170,10 @@ class NegativeShare(_SpectralSum):
         Jeon, Kim and No (2025), arXiv:2412.04140, section 4.1.
     """
 
-    threshold: float | int = 0.0
+    threshold: float | int = 0.25
     name: ClassVar[str] = "negative_share"
     title: ClassVar[str] = "Negative eigenvalues"
-    raw_name: ClassVar[str] = "number of negative eigenvalues"
+    raw_name: ClassVar[str] = "number of eigenvalues below the threshold"
     default_level: ClassVar[float] = 0.1
     statement: ClassVar[str] = (
         "Share of directions in which the model's density falls: most around a stored image."
@@ -226,7 +226,7 @@ class FloorShare(_SpectralSum):
         near -1/sigma^2.
     """
 
-    window: float = 0.1
+    window: float = 0.3
     name: ClassVar[str] = "floor_share"
     title: ClassVar[str] = "Pinned directions"
     raw_name: ClassVar[str] = "number of eigenvalues at the floor -1/sigma^2"
@@ -410,7 +410,7 @@ class SharpnessProxy(Draws):
     order: int = 3
     name: ClassVar[str] = "sharpness_proxy"
     title: ClassVar[str] = "Sharpness from the score"
-    raw_name: ClassVar[str] = "|H s|^2, per data unit^6"
+    raw_name: ClassVar[str] = "|s|^2 or |H s|^2, per data unit^(2 order)"
     default_level: ClassVar[float] = 0.1
     statement: ClassVar[str] = (
         "How steeply the model's density falls around the noised image: most near a stored one."

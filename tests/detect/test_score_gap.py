@@ -45,6 +45,16 @@ def run(score, x, detectors, condition=None):
     )(x, condition)
 
 
+def run_rows(score, xs, detectors, conditions):
+    return jax.jit(
+        jax.vmap(
+            lambda x, condition: evaluate_detectors(
+                score, x, detectors, key=KEY, condition=condition
+            )
+        )
+    )(xs, conditions)
+
+
 @pytest.mark.parametrize("shape", [(4,), (2, 2, 1)])
 def test_gaussian_expectations(x64, shape):
     """Over p(x | c): E|s_gap|^2 and E|H_gap s_gap|^2, with means and covariances that differ."""
@@ -66,7 +76,10 @@ def test_gaussian_expectations(x64, shape):
         centered = x.reshape(-1) - means[which]
         return -((null if which else given) @ centered).reshape(x.shape)
 
-    detectors = (ScoreGap(sigma, num_draws=1), GapSharpness(sigma, num_draws=1, norm="squared"))
+    detectors = (
+        ScoreGap(sigma, "noised", num_draws=1),
+        GapSharpness(sigma, "noised", num_draws=1, norm="squared"),
+    )
     xs = means[0] + rng.normal(size=(20_000, D)) @ roots[0].T
     keys = jax.random.split(KEY, len(xs))
     found = jax.jit(
@@ -139,7 +152,7 @@ def test_values_do_not_depend_on_the_coordinates_of_training(x64):
 
     wrapped = from_prediction(network, prediction="epsilon", schedule=schedule)
     x = jnp.linspace(-1.0, 0.5, D)
-    detectors = (ScoreGap(sigma), GapSharpness(sigma), DenoisedNorm(sigma, 2))
+    detectors = (ScoreGap(sigma), GapSharpness(sigma, "noised"), DenoisedNorm(sigma, 2))
     ours = run(density.score, x, detectors, jnp.int32(0))
     theirs = run(wrapped, x, detectors, jnp.int32(0))
     for a, b in zip(ours, theirs, strict=True):
@@ -206,8 +219,8 @@ STORED = (
     ScoreGap(8.0, "pure", 1),
     GapSharpness(8.0, "pure", 1),
     DenoisedNorm(8.0),
-    ScoreGap(0.5),
-    GapSharpness(0.5),
+    ScoreGap(0.5, num_draws=2),
+    GapSharpness(0.5, num_draws=2),
     Anisotropy(8.0, sigma_low=4.0),
 )
 
@@ -221,11 +234,10 @@ def test_a_condition_that_stores_a_point_scores_higher():
     density = ConditionalMixture(
         [0.05] * 20, jnp.asarray(4 * cloud, jnp.float32), 0.01, [0] + [1] * 19
     )
-    stored = run(density.score, density.means[0], STORED, jnp.int32(0))
-    free = run(density.score, density.means[1], STORED, jnp.int32(1))
-    for detector, high, low in zip(STORED, stored, free, strict=True):
-        assert high.status == low.status == Status.OK
-        assert high.value > 1.2 * low.value, detector
+    found = run_rows(density.score, density.means[:2], STORED, jnp.arange(2, dtype=jnp.int32))
+    for detector, one in zip(STORED, found, strict=True):
+        assert np.all(np.asarray(one.status) == Status.OK)
+        assert one.value[0] > 1.2 * one.value[1], detector
 
 
 def test_pure_noise_needs_no_image_and_no_condition_means_no_gap():
@@ -236,21 +248,24 @@ def test_pure_noise_needs_no_image_and_no_condition_means_no_gap():
         Anisotropy(2.0),
         DenoisedNorm(2.0),
     )
-    a, b = (run(density.score, jnp.full(D, fill), detectors, jnp.int32(0)) for fill in (0.0, 1.0))
-    for one, other in zip(a, b, strict=True):
-        np.testing.assert_allclose(one.value, other.value, rtol=1e-3)
-    gap, sharpness, anisotropy, _ = run(density.score, jnp.zeros(D), detectors)
+    xs = jnp.stack([jnp.zeros(D), jnp.ones(D), jnp.zeros(D)])
+    conditions = jnp.asarray([0, 0, density.null_condition], jnp.int32)
+    found = run_rows(density.score, xs, detectors, conditions)
+    for one in found:
+        np.testing.assert_allclose(one.value[0], one.value[1], rtol=1e-3)
+    gap, sharpness, anisotropy, _ = found
     for zero in (gap, sharpness):
-        assert zero.value == zero.raw == 0
-        assert zero.status == Status.OK
-    assert np.isnan(anisotropy.value)
-    assert anisotropy.status == Status.UNDEFINED
+        assert zero.value[0] > 0.01
+        assert zero.value[2] < 1e-6
+        assert zero.status[2] == Status.OK
+    assert np.isnan(anisotropy.value[2])
+    assert anisotropy.status.tolist() == [Status.OK, Status.OK, Status.UNDEFINED]
 
 
 def test_a_nonfinite_image_is_a_status():
     detectors = (
-        ScoreGap(0.5),
-        GapSharpness(0.5),
+        ScoreGap(0.5, "noised"),
+        GapSharpness(0.5, "noised"),
         Anisotropy(0.5, "noised"),
         Anisotropy(0.5, "clean"),
     )
@@ -302,7 +317,7 @@ def test_they_ask_for_conditions(detector):
 
 
 def test_points_are_shared_with_other_detectors():
-    assert ScoreGap(0.5, num_draws=1).needs(D)[0].point == Point(0.5, "noised", draw=0)
+    assert ScoreGap(0.5, "noised").needs(D)[0].point == Point(0.5, "noised", draw=0)
     assert ScoreGap(0.5, "clean").needs(D)[1].point == Point(0.5, condition="null")
 
 
