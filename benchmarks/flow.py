@@ -381,18 +381,19 @@ def figure(records):
     records = sorted(records, key=lambda record: order[record["case"]])
     canvas, axes = panels(len(records), height=4.0)
     names = list(dict.fromkeys(row["method"] for record in records for row in record["rows"]))
+    colors, markers = (*COLORS, "#999933", "#AA4499"), MARKERS + "ph"
     handles = {}
     for axis, record in zip(axes, records, strict=True):
         axis.set(xscale="log", yscale="log")
         for i, name in enumerate(names):
             own = [r for r in record["rows"] if r["method"] == name and "error" in r]
             ours = name.startswith("memjax")
-            color = COLORS[i % len(COLORS)]
+            color = colors[i % len(colors)]
             errors = np.array([max(row["error"], 1e-16) for row in own])
             (handle,) = axis.plot(
                 [row["products"] for row in own],
                 errors,
-                marker=MARKERS[i % len(MARKERS)],
+                marker=markers[i % len(markers)],
                 color=color,
                 linestyle="-" if ours else "--",
                 markersize=4.5 if ours else 7,
@@ -407,11 +408,21 @@ def figure(records):
                     linewidth=0.7,
                     alpha=0.6,
                 )
+            directions = [row for row in own if "own_error" in row]
+            axis.plot(
+                [row["products"] for row in directions],
+                [row["own_error"] for row in directions],
+                "x",
+                color=color,
+                markersize=5,
+            )
             if name not in handles:
                 handles[name] = handle
         axis.axhline(1e-3, color="0.6", linewidth=0.8, linestyle=":")
         axis.set_title(WORLDS[record["case"].split("/")[-1]], fontsize=9)
-        axis.set_xlabel("network products a point", fontsize=9)
+        sampled = any("own_error" in row for row in record["rows"])
+        note = "; x: for the directions followed" if sampled else ""
+        axis.set_xlabel(f"network products a point{note}", fontsize=9)
         axis.grid(color="0.92")
         axis.tick_params(labelsize=8)
     axes[0].set_ylabel("error of log det / ceiling: median, thin line to largest", fontsize=9)
