@@ -146,13 +146,15 @@ def _displacements(
     def column(values: list[float | bool]) -> Array:
         return jnp.asarray(values).reshape(-1, *(1 for _ in x.shape))
 
+    def draw_noise(draw):
+        n = jax.random.normal(derive_key(key, "draw", draw), x.shape, x.dtype)
+        return n, n / jnp.sqrt(jnp.sum(n * n))
+
     draws = sorted({place.draw for place in places})
-    noises = jax.vmap(
-        lambda draw: jax.random.normal(derive_key(key, "draw", draw), x.shape, x.dtype)
-    )(jnp.asarray(draws))
-    n = noises[jnp.asarray([draws.index(place.draw) for place in places])]
+    # Computed once, so that antithetic partners are exactly that.
+    noises, units = jax.lax.optimization_barrier(jax.vmap(draw_noise)(jnp.asarray(draws)))
+    which = jnp.asarray([draws.index(place.draw) for place in places])
+    on_sphere = column([place.kind == "sphere" for place in places])
     sizes = [p.sign * {"clean": 0.0, "noised": p.sigma}.get(p.kind, p.radius) for p in places]
-    norms = jnp.sqrt(jnp.sum(n * n, axis=tuple(range(1, n.ndim)), keepdims=True))
-    lengths = jnp.where(column([p.kind == "sphere" for p in places]), norms, 1)
-    moved = column(sizes).astype(x.dtype) * n / lengths
+    moved = column(sizes).astype(x.dtype) * jnp.where(on_sphere, units[which], noises[which])
     return jnp.where(column([p.kind == "pure" for p in places]), moved - x[None], moved)

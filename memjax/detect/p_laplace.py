@@ -57,8 +57,9 @@ class PLaplaceFlux:
     In general the displacement sigma^2 s of the denoiser is measured in radii: a point that the
     model has stored, s = (x0 - x)/sigma^2, reads 1 for every p and every radius, and nothing
     changes when data, sigma and score are rescaled together. p = 2 of the score reads one minus
-    the ball mean of d_eff/d. p = 1 is blind to the score's length, and with it to the most
-    common fault of a trained score.
+    the ball mean of d_eff/d. p = 1 is blind to the score's length; the larger p, the more it is
+    that length that speaks, which is large wherever x0 lies off the model's density, so that
+    p = 1 detects best and p > 2 hardly at all.
 
     ``raw`` is taken in the coordinates x0 + sigma n. In those of a variance-preserving process,
     alpha x0 + alpha sigma n, the same sphere is centered at alpha x0, and theirs = ours /
@@ -69,7 +70,7 @@ class PLaplaceFlux:
         sigma: noise level, in the score's units.
         p: exponent, 1 <= p < infinity.
         radius: of the sphere, in units of sigma sqrt(d). 1 puts it where the score was trained;
-            smaller ones, where only the images stored at x0 tell on themselves, do better.
+            inside, less comes from how any image is denoised and more from what lies at x0.
         num_pairs: antithetic pairs n, -n, at least 1. The directions are common to all images.
         field: ``"score"`` or ``"gap"``.
 
@@ -84,9 +85,9 @@ class PLaplaceFlux:
     point it vanishes.
 
     References:
-        Brokman et al. (2025), arXiv:2505.08246 (the flux, and p = 1 on images). Their code
-        averages both ends of no pair: antithetic pairs remove the term |s(x0)| / r, which has
-        mean zero and a variance that grows as the radius shrinks.
+        Brokman et al. (2025), arXiv:2505.08246 (the flux, and p = 1 on images). Their directions
+        are independent; in antithetic pairs the score at x0 itself, which adds nothing but
+        noise, cancels.
     """
 
     sigma: float

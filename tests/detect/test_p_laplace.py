@@ -57,11 +57,11 @@ def stored_score(x, sigma, condition=None):
     return -x / sigma**2
 
 
-def mixture(d=D, dtype=jnp.float64):
+def mixture(d=D):
     """Three components without symmetries, and a point among them."""
     rng = np.random.default_rng(2)
-    means = jnp.asarray(rng.standard_normal((3, d)), dtype)
-    return GaussianMixture([0.5, 0.3, 0.2], means, 0.1), jnp.asarray(0.3 * means[0] + 0.1, dtype)
+    means = jnp.asarray(rng.standard_normal((3, d)), float)
+    return GaussianMixture([0.5, 0.3, 0.2], means, 0.1), 0.3 * means[0] + 0.1
 
 
 # The flux -----------------------------------------------------------------------------------------
@@ -72,11 +72,11 @@ def test_the_seven_points_of_the_paper():
     corners = np.array([[0, 0], [5, 0], [2.5, 2.5 * 3**0.5]])
     corners -= corners.mean(0)
     middles = [(corners[i] + corners[j]) / 2 for i, j in ((0, 1), (0, 2), (1, 2))]
-    density = GaussianMixture(np.ones(3) / 3, jnp.asarray(corners, jnp.float32), 0.1)
-    points = jnp.asarray([*corners, *middles, [0, 0]], jnp.float32)
+    density = GaussianMixture(np.ones(3) / 3, jnp.asarray(corners, float), 0.1)
+    points = jnp.asarray([*corners, *middles, [0, 0]], float)
     sigma = 0.5
-    detectors = [PLaplaceFlux(sigma, p, radius=1 / (sigma * 2**0.5)) for p in (1, 2)]
-    keys = jax.random.split(KEY, 1000)
+    detectors = [PLaplaceFlux(sigma, p, 1 / (sigma * 2**0.5), num_pairs=4) for p in (1, 2)]
+    keys = jax.random.split(KEY, 4000)
 
     def score(x, sigma, condition=None):
         return density.score(x, 0.0)
@@ -102,7 +102,7 @@ def test_the_seven_points_of_the_paper():
 
 def test_a_stored_point_reads_one_for_every_exponent_and_radius():
     sigma = 0.2
-    detectors = [PLaplaceFlux(sigma, p, radius) for p in POWERS for radius in (0.3, 1.0)]
+    detectors = [PLaplaceFlux(sigma, p, r, 4) for p in POWERS for r in (0.3, 1.0)]
     found = find(stored_score, jnp.zeros(D), detectors)
     np.testing.assert_allclose(found.value, 1, rtol=2e-6)
     np.testing.assert_array_less(found.standard_error, 1e-6)
@@ -127,16 +127,16 @@ def cosine_off_center(d, distance):
 @pytest.mark.parametrize(
     ("d", "num_keys", "known"),
     [
-        (16, 200, {0.5: -0.897016, 1: -0.701246, 2: -0.430447, 5: -0.184836}),
-        (256, 50, {0.5: -0.894568, 1: -0.706760, 2: -0.446231, 5: -0.195421}),
+        (16, 800, {0.5: -0.897016, 1: -0.701246, 2: -0.430447, 5: -0.184836}),
+        (256, 200, {0.5: -0.894568, 1: -0.706760, 2: -0.446231, 5: -0.195421}),
     ],
 )
 def test_off_the_center_of_one_gaussian(d, num_keys, known):
     """p = 1 against known values and quadrature; p = 2 is -d/v whatever the center and draws."""
     sigma, variance = 0.3, 0.7
     r = 0.5 * sigma * d**0.5
-    x = jnp.outer(jnp.asarray(list(known), jnp.float32), jnp.eye(1, d)[0] * r)
-    detectors = PLaplaceFlux(sigma), PLaplaceFlux(sigma, 2)
+    x = jnp.outer(jnp.asarray(list(known), float), jnp.eye(1, d)[0] * r)
+    detectors = PLaplaceFlux(sigma, num_pairs=4), PLaplaceFlux(sigma, 2, num_pairs=4)
     keys = jax.random.split(KEY, num_keys)
 
     def one(x, key):
@@ -150,7 +150,7 @@ def test_off_the_center_of_one_gaussian(d, num_keys, known):
     np.testing.assert_allclose(two_p.raw, -d / variance, rtol=2e-5)
     # The error is over pairs, and honest: 200 values give their spread to 5 %.
     honest = np.sqrt(np.mean(one_p.standard_error**2, axis=1)) / np.std(one_p.value, axis=1, ddof=1)
-    assert np.all(np.abs(honest - 1) < (0.25 if num_keys == 200 else 0.5))
+    assert np.all(np.abs(honest - 1) < 0.2)
 
 
 def test_the_papers_protocol_in_its_own_coordinates(x64):
@@ -189,15 +189,15 @@ def test_the_ball_mean_is_that_of_the_exact_laplacian(x64):
     sigma, radius = 0.3, 0.8
     r = radius * sigma * 3**0.5
     rng = np.random.default_rng(0)
-    n = rng.standard_normal((40_000, 3))
-    inside = n / np.linalg.norm(n, axis=1, keepdims=True) * rng.random((40_000, 1)) ** (1 / 3)
+    n = rng.standard_normal((10_000, 3))
+    inside = n / np.linalg.norm(n, axis=1, keepdims=True) * rng.random((10_000, 1)) ** (1 / 3)
     points = x0[None] + r * jnp.concatenate([jnp.asarray(inside), -jnp.asarray(inside)])
     powers = (1.5, 2, 3)
-    detectors = [PLaplaceFlux(sigma, p, radius) for p in powers]
-    found = find_many(density, x0, detectors, jax.random.split(KEY, 2000))
+    detectors = [PLaplaceFlux(sigma, p, radius, num_pairs=4) for p in powers]
+    found = find_many(density, x0, detectors, jax.random.split(KEY, 4000))
     for p, raw in zip(powers, found.raw.T, strict=True):
         exact = jax.jit(jax.vmap(lambda x, p=p: density.p_laplacian(x, sigma, p)))(points)
-        error = np.hypot(np.std(raw) / 2000**0.5, np.std(exact) / 40_000**0.5)
+        error = np.hypot(np.std(raw) / 4000**0.5, np.std(exact) / 10_000**0.5)
         assert abs(np.mean(raw) - np.mean(exact)) < 4 * error
         assert error < 0.02 * abs(np.mean(exact))
 
@@ -239,7 +239,7 @@ def test_the_local_one_agrees_with_closed_form_and_calculus(x64):
 
 def test_p_two_is_the_effective_dimension():
     x = jnp.linspace(-1, 1, D)
-    density = mixture(dtype=jnp.float32)[0]
+    density = mixture()[0]
     local, effective = find(density, x, [PLaplace(0.4, 2), EffectiveDimension(0.4)]).value
     np.testing.assert_allclose(local, 1 + effective, rtol=1e-5)
 
@@ -261,7 +261,7 @@ def test_one_gaussian_at_every_exponent():
 
 @pytest.mark.parametrize("field", ["score", "gap"])
 def test_probes_are_within_their_error(field):
-    density, x = mixture(dtype=jnp.float32)
+    density, x = mixture()
 
     def score(x, sigma, condition=None):
         plain = density.score(x, sigma)
@@ -271,7 +271,7 @@ def test_probes_are_within_their_error(field):
     keys = jax.random.split(KEY, 300)
 
     def one(key):
-        condition = jnp.asarray(0.5, jnp.float32)
+        condition = jnp.asarray(0.5, float)
         return evaluate_detectors(score, x, (exact, probed), key=key, condition=condition)
 
     known, found = jax.jit(jax.vmap(one))(keys)
@@ -286,8 +286,8 @@ def test_probes_are_within_their_error(field):
 
 def everything(sigma: float, field: str = "score"):
     """Every detector and exponent of this file, and the dimension that shares their points."""
-    detectors = [PLaplaceFlux(sigma, p, num_pairs=3, field=field) for p in POWERS]
-    detectors += [PublishedPLaplaceFlux(sigma, p, num_pairs=3, field=field) for p in POWERS]
+    detectors = [PLaplaceFlux(sigma, p, num_pairs=2, field=field) for p in POWERS]
+    detectors += [PublishedPLaplaceFlux(sigma, 3, num_pairs=2, field=field)]
     detectors += [PLaplace(sigma, p, field=field) for p in (*POWERS, math.inf)]
     return detectors
 
@@ -318,12 +318,12 @@ def test_values_are_free_of_scale_and_raw_is_in_units(x64):
     found = find(density, x, everything(0.4))
     other = find(scaled, b * x, everything(0.4 * b))
     np.testing.assert_allclose(found.value, other.value, rtol=1e-9)
-    units = np.array([*POWERS, 0, 0, 0, 0, *POWERS, 4])
+    units = np.array([*POWERS, 0, *POWERS, 4])
     np.testing.assert_allclose(found.raw, other.raw * b**units, rtol=1e-9)
 
 
 def test_shapes_and_batches_do_not_matter():
-    density, x = mixture(dtype=jnp.float32)
+    density, x = mixture()
 
     def image_score(x, sigma, condition=None):
         return density.score(x.reshape(-1), sigma).reshape(x.shape)
@@ -359,8 +359,8 @@ def test_where_the_field_vanishes():
         return found.status.tolist()
 
     ok, undefined = int(Status.OK), int(Status.UNDEFINED)
-    flux = [PLaplaceFlux(0.3, p, field="gap") for p in (1, 1.5, 2)]
-    published = [PublishedPLaplaceFlux(0.3, p, field="gap") for p in (1, 2, 3)]
+    flux = [PLaplaceFlux(0.3, p, 0.5, 2, "gap") for p in (1, 1.5, 2)]
+    published = [PublishedPLaplaceFlux(0.3, p, 0.5, 2, "gap") for p in (1, 2, 3)]
     assert statuses(flux + published) == [undefined, ok, ok, undefined, undefined, ok]
     local = [PLaplace(0.3, p) for p in (1, 1.5, 2, 3, math.inf)]
     assert statuses(local) == [undefined, undefined, ok, undefined, undefined]
