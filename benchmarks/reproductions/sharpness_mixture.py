@@ -82,7 +82,12 @@ def compute(quick, seed):
     }
     last = {group: quantiles["learned"][group][1, -1] for group in ("stored", "general")}
     last_exact = {group: quantiles["exact"][group][1, -1] for group in ("stored", "general")}
-    error = np.median(np.abs(levels[:, None, None] ** 2 * (found - exact)), axis=(1, 2))
+    apart_by = levels[:, None, None] ** 2 * np.abs(found - exact)
+    error = {
+        group: np.median(apart_by[:, rows], axis=(1, 2)) if rows.any() else np.full(26, np.nan)
+        for group, rows in (("stored", is_stored), ("general", ~is_stored))
+    }
+    above = levels > 2 * TINY
     apart = [float(s) for s, a in zip(levels, separation, strict=True) if a >= 0.95]
     first = max(apart, default=float("nan"))
     first_exact = max(
@@ -98,8 +103,6 @@ def compute(quick, seed):
             f"{last_exact['stored'][1]:.0f} and {last_exact['general'][1]:.1f}; "
             "floor -1/sigma^2 = -10000)",
             bool(last["stored"][1] < 20 * min(last["general"][1], 0)),
-            "the learned peak is broader than the exact one at noise below its width of "
-            f"{TINY}, which training visits rarely.",
         ),
         Statement(
             "they differ already at early and intermediate steps",
@@ -114,8 +117,12 @@ def compute(quick, seed):
         ),
         Statement(
             "training with L_DSM + 0.5 L_DSM^(2) makes the learned Hessian trustworthy",
-            f"median |sigma^2 (eigenvalue - exact)| over the levels at most {error.max():.3f}",
-            bool(error.max() < 0.1),
+            "median |sigma^2 (eigenvalue - exact)|, largest over the levels: general samples "
+            f"{error['general'].max():.3f}; stored ones {error['stored'][above].max():.3f} at "
+            f"noise above {2 * TINY}, {error['stored'].max():.3f} over all",
+            bool(error["general"].max() < 0.1 and error["stored"].max() < 0.1),
+            f"at noise below the width {TINY} of the narrow mode, which training visits rarely, "
+            "the learned peak is broader than the exact one.",
         ),
     ]
     rows = np.concatenate([np.flatnonzero(is_stored)[:100], np.flatnonzero(~is_stored)[:400]])
