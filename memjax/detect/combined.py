@@ -98,12 +98,22 @@ class FluxAndLoss:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A detector's value under the audited score minus its value under another.
+    """A detector's value under the audited score minus its value, or part of it, under another.
 
-        value = value(score) - value(other),  raw = raw(score) - raw(other)
+        value = value(score) - weight value(other),  raw = raw(score) - weight raw(other)
 
     What makes an image easy or hard for any model drops out of the difference; what this model
     has learned of it stays. Both scores are evaluated at the same points, with the same draws.
+
+    On trained models half a difference is better than a whole one: at a stored image the audited
+    model's value hardly depends on the image's difficulty any more, so that all of the baseline's
+    would put back what training has removed. Measured on the graded digits with ``PLaplaceFlux``
+    at sigma = 0.067 data standard deviations, seen once against never, rate at 1 % false
+    positives: 0.75 without a baseline; against a model that has not seen the images 0.93 with
+    weight 0.5 and 0.78 with weight 1; against an earlier checkpoint of the same training 0.90
+    and 0.77. Images repeated twice or more, against those seen once, are told best without a
+    baseline (rates for twice: 0.63, 0.42 with weight 0.5, 0.22 with weight 1). Losses, whose
+    spread at unseen images is far larger than at seen ones, bear less weight still.
 
     Args:
         detector: what is compared; one that looks at one score only, the audited model's under
@@ -111,10 +121,11 @@ class Difference:
         against: ``"baseline"``, another model given the row's own condition, such as an earlier
             checkpoint or one not trained on these images; or ``"null"``, the audited model
             without the condition.
+        weight: how much of the other value is subtracted, positive.
 
     Raises:
-        InputError: another ``against``, or (from ``needs``) a detector that compares scores
-            itself.
+        InputError: an argument out of range, or (from ``needs``) a detector that compares
+            scores itself.
 
     Without raising: fails where the detector fails under either score, with that status.
 
@@ -129,6 +140,7 @@ class Difference:
 
     detector: Detector
     against: Against = "baseline"
+    weight: float | int = 1
     name: ClassVar[str] = "difference"
     title: ClassVar[str] = "Difference"
     raw_name: ClassVar[str] = "difference"
@@ -138,10 +150,13 @@ class Difference:
     def __post_init__(self):
         if self.against not in ("baseline", "null"):
             raise InputError(f"against: expected 'baseline' or 'null', got {self.against!r}")
+        if not 0.0 < self.weight < float("inf"):
+            raise InputError(f"weight: expected a positive finite number, got {self.weight}")
+        share = "" if self.weight == 1 else f"{self.weight:g} "
         other = "another model" if self.against == "baseline" else "the model without a condition"
         own = {
-            "name": f"{self.detector.name}_over_{self.against}",
-            "title": f"{self.detector.title} over {self.against}",
+            "name": f"{self.detector.name}_over_{share.replace(' ', '_')}{self.against}",
+            "title": f"{self.detector.title} over {share}{self.against}",
             "raw_name": f"difference of {self.detector.raw_name}",
             "default_level": self.detector.default_level,
             "statement": f"How much larger than under {other}: {self.detector.statement}",
@@ -175,7 +190,7 @@ class Difference:
         return (*needs, *(Need(_moved(point, other), products) for point, products in needs))
 
     def finish(self, evidence: Evidence) -> Finding:
-        """The detector's finding under each score, subtracted."""
+        """The detector's finding under each score, the other's weighted, subtracted."""
         given, other = (
             self.detector.finish(
                 {_moved(p, Branch()): e for p, e in evidence.items() if _start(p).branch == branch}
@@ -185,10 +200,10 @@ class Difference:
         status = jnp.where(given.status == Status.OK, other.status, given.status)
         failed = status != Status.OK
         value, raw = (
-            jnp.where(failed, 0, a - b)
+            jnp.where(failed, 0, a - self.weight * b)
             for a, b in ((given.value, other.value), (given.raw, other.raw))
         )
-        error = jnp.hypot(given.standard_error, other.standard_error)
+        error = jnp.hypot(given.standard_error, self.weight * other.standard_error)
         return finding(value, raw, error, status=status)
 
 

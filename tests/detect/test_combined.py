@@ -131,14 +131,16 @@ def test_unusable_settings_are_refused(make, named):
 def test_it_is_the_difference_of_two_runs(x64, detector):
     condition = jnp.asarray(3.0, jnp.float64)
     x = X.astype(jnp.float64)
-    against = tuple(Difference(detector, other) for other in ("baseline", "null"))
+    against = Difference(detector), Difference(detector, "null", weight=0.5)
     own, baseline, null = run((detector, *against), x, condition)
     (other,) = run((detector,), x, condition, target=BASELINE)
     (without,) = run((detector,), x)
-    for found, subtracted in ((baseline, other), (null, without)):
+    for found, part, weight in ((baseline, other, 1), (null, without, 0.5)):
         assert found.status == Status.OK
-        np.testing.assert_allclose(found.value, own.value - subtracted.value, rtol=1e-12)
-        np.testing.assert_allclose(found.raw, own.raw - subtracted.raw, rtol=1e-12)
+        error = np.hypot(own.standard_error, weight * part.standard_error)
+        np.testing.assert_allclose(found.value, own.value - weight * part.value, rtol=1e-12)
+        np.testing.assert_allclose(found.raw, own.raw - weight * part.raw, rtol=1e-12)
+        np.testing.assert_allclose(found.standard_error, error, rtol=1e-12, atol=1e-15)
     assert abs(baseline.value) > 0.01
 
 
@@ -205,6 +207,7 @@ def test_it_says_what_is_compared():
     assert detector.title == "Sphere loss over null"
     assert detector.default_level == SphereLoss.default_level
     assert detector == Difference(SphereLoss(0.5), "null")
+    assert Difference(SphereLoss(0.5), weight=0.5).name == "sphere_loss_over_0.5_baseline"
     assert hash(detector) != hash(Difference(SphereLoss(0.5)))
 
 
@@ -224,6 +227,8 @@ def test_failure_of_either_is_failure():
 def test_it_refuses_what_it_cannot_compare():
     with pytest.raises((InputError, TypeCheckError), match="against"):
         Difference(FLIPD(0.5), "other")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^weight: expected"):
+        Difference(FLIPD(0.5), weight=0)
     with pytest.raises(InputError, match=r"^detector: expected one that looks at one score"):
         Difference(Gap()).needs(D)
     with pytest.raises(InputError, match=r"^detector: expected one that looks at one score"):
