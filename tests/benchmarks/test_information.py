@@ -53,7 +53,7 @@ def test_exposures_are_the_draws_of_the_training(bench, monkeypatch):
 
         def __getitem__(self, rows):
             drawn.append(np.asarray(rows))
-            return jnp.zeros((len(rows), 2))
+            return jnp.zeros((len(rows), 2), jnp.float32)
 
     network = ResidualMLP()
     levels = []
