@@ -252,7 +252,7 @@ SIZES = [
     pytest.param(64, 20, id="64"),
     pytest.param(8, 200, id="8-large", marks=pytest.mark.nightly),
     pytest.param(64, 200, id="64-large", marks=pytest.mark.nightly),
-    pytest.param(768, 200, id="768-large", marks=pytest.mark.nightly),
+    pytest.param(768, 20, id="768", marks=pytest.mark.nightly),
 ]
 
 
