@@ -69,13 +69,13 @@ class NormalizedVolumeGrowth(Draws):
         arXiv:2011.13456, Appendix D.2 (the integral).
     """
 
-    ratio: float | int = 8.0
+    ratio: float | int = 3.0
     num_steps: int | None = None
     num_probes: int | None = None
     name: ClassVar[str] = "volume_growth"
     title: ClassVar[str] = "Volume growth"
     raw_name: ClassVar[str] = "log volume growth, nats"
-    default_level: ClassVar[float] = 0.03
+    default_level: ClassVar[float] = 0.05
     statement: ClassVar[str] = (
         "How much of the noise the image's neighborhood fills: all it can, where it is stored."
     )

@@ -71,7 +71,7 @@ def test_a_stored_point_reaches_one_wherever_it_is_looked_at():
     for x in (jnp.full(D, 0.3), jnp.linspace(-2.0, 2.0, D)):
         for found in run(x, detectors, score=score):
             np.testing.assert_allclose(found.value, 1.0, rtol=1e-5)
-            np.testing.assert_allclose(found.raw, D * np.log(8), rtol=1e-5)
+            np.testing.assert_allclose(found.raw, D * np.log(3), rtol=1e-5)
 
 
 def mixture(dtype=None):
@@ -100,7 +100,7 @@ def test_against_scipy_on_a_mixture(x64):
 
     columns = [(arrive(x + h * e) - arrive(x - h * e)) / (2 * h) for e in np.eye(3)]
     expected = np.linalg.slogdet(np.stack(columns))[1]
-    detector = NormalizedVolumeGrowth(0.2, num_steps=256)
+    detector = NormalizedVolumeGrowth(0.2, ratio=8, num_steps=256)
     (found,) = evaluate_detectors(density, jnp.asarray(x), (detector,), key=KEY)
     assert abs(expected) > 0.5
     np.testing.assert_allclose(found.raw, expected, atol=2e-4)
@@ -189,7 +189,7 @@ class Counting:
 def test_the_declared_cost_is_what_runs():
     detectors = (
         NormalizedVolumeGrowth(0.1),
-        NormalizedVolumeGrowth(0.1, ratio=8.0, num_steps=2),  # the same flow
+        NormalizedVolumeGrowth(0.1, ratio=3.0, num_steps=2),  # the same flow
         NormalizedVolumeGrowth(0.1, "noised", 2, num_steps=3, num_probes=4),
     )
     declared = cost(detectors, D)
@@ -207,7 +207,7 @@ def test_growth_beyond_that_without_the_condition():
     detector = NormalizedVolumeGrowth(0.1, num_steps=16)
     gap = (Difference(detector, "null"),)
     (found,) = run(jnp.ones(D), gap, condition=jnp.float32(0.01))
-    expected = gaussian_growth(0.1, 0.8, 0.01) - gaussian_growth(0.1, 0.8)
+    expected = gaussian_growth(0.1, 0.3, 0.01) - gaussian_growth(0.1, 0.3)
     np.testing.assert_allclose(found.raw, expected, rtol=1e-3)
     assert found.value > 0
     assert requirements(gap, D) == Requirements(True, False)
