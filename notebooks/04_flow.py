@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import memjax as mj
+from memjax.evaluate import auroc, tpr_at_fpr
 from memjax.training import graded_testbed
 
 plt.rcParams.update({"figure.dpi": 110, "font.size": 10, "axes.titlesize": 10})
@@ -187,20 +188,92 @@ plt.show()
 
 # %% [markdown]
 # At the stored digit d_eff falls below zero, which an exact score's cannot: the learned one is not
-# exact. The same estimate for every image of the test bed, by how often it stands in the training
-# set; zero times is held out.
+# exact.
+#
+# ## Which noise tells how often an image was repeated
+#
+# The growth of volume per unit of log noise, as a share of what it can be, is 1 - d_eff/d. Here it
+# is along the flow from each clean image, by how often the image stands in the training set:
+# medians and the middle eight tenths of each group.
 
 # %%
-groups = np.unique(multiplicity)
-every = jax.jit(jax.vmap(mj.volume_growth(sampled, solver_error=False), in_axes=(0, None)))
-normalized = np.asarray(every(images, key).normalized)
+rng = np.random.default_rng(0)
+groups = {0: "held out", 1: "once", **{m: f"{m} times" for m in (2, 4, 8, 16, 32)}}
+shown = np.concatenate([rng.permutation(np.flatnonzero(multiplicity == m))[:100] for m in groups])
+along = mj.probability_flow(
+    testbed.model, 0.02, 2.0, divergence="exact", solver="heun", num_steps=16
+)
+
+
+@jax.jit
+def rates(flow, images):
+    def rate(x):
+        profile = flow(x).profile
+        return profile.sigmas, 1 - profile.effective_dimensions / x.size
+
+    return jax.lax.map(rate, images, batch_size=64)
+
+
+sigmas, growth_rates = (np.asarray(a) for a in rates(along, images[shown]))
+figure, axis = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+shades = ["0.5", *plt.get_cmap("plasma_r")(np.linspace(0.15, 1, len(groups) - 1))]
+for (m, name), color in zip(groups.items(), shades, strict=True):
+    own = growth_rates[multiplicity[shown] == m]
+    low, middle, high = np.quantile(own, (0.1, 0.5, 0.9), axis=0)
+    axis.fill_between(sigmas[0], low, high, color=color, alpha=0.12, lw=0)
+    axis.plot(sigmas[0], middle, color=color, label=name)
+axis.axhline(1, color="0.6", lw=0.8, ls=":")
+axis.set(xscale="log", xlabel="noise level sigma", ylabel="volume growth rate / d")
+axis.legend(frameon=False, fontsize=8, title="in the training set", title_fontsize=8)
+plt.show()
+
+# %% [markdown]
+# Groups are apart below the noise at which other digits come into sight, and most at the small end;
+# "once" and "held out" are not: growth tells repetition, hardly membership.
+#
+# ## The detector
+#
+# `NormalizedVolumeGrowth` goes from sigma to 3 sigma, here from 0.05 standard deviations of the
+# data on, in two steps of Heun's rule. 16 probes instead of all 64 directions: 85 network products
+# an image.
+
+# %%
+sigma = 0.05 * testbed.model.data_std
+detectors = (
+    mj.detect.NormalizedVolumeGrowth(sigma),
+    mj.detect.NormalizedVolumeGrowth(sigma, num_probes=16),
+)
+
+
+@jax.jit
+def evaluate_all(model, images, key):
+    def one(x):
+        found = mj.detect.evaluate_detectors(model, x, detectors, key=key)
+        return [(f.value, f.standard_error) for f in found]
+
+    return jax.lax.map(one, images, batch_size=64)
+
+
+(values, _), (probed, _) = evaluate_all(testbed.model, images, key)
+for detector, found in zip(detectors, (values, probed), strict=True):
+    products = mj.detect.cost((detector,), images[0].size).total
+    for m in (2, 4, 8):
+        rows = (multiplicity == m) | (multiplicity == 1)
+        labels = multiplicity[rows] == m
+        area = auroc(np.asarray(found)[rows], labels)
+        rate = tpr_at_fpr(np.asarray(found)[rows], labels, fpr=0.01)
+        print(
+            f"{products:3} products, {m} times against once: AUROC {area.value:.3f} "
+            f"[{area.low:.3f}, {area.high:.3f}], TPR at 1 % FPR {rate.value:.2f} "
+            f"[{rate.low:.2f}, {rate.high:.2f}]"
+        )
+
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
 for place, m in enumerate(groups):
-    own = normalized[multiplicity == m]
+    own = np.asarray(values)[multiplicity == m]
     offsets = np.linspace(-0.25, 0.25, len(own))
-    axis.plot(place + offsets, own, "o", ms=3, color=BLUE, alpha=0.6)
+    axis.plot(place + offsets, own, "o", ms=3, color=BLUE, alpha=0.5, mew=0)
     axis.plot([place - 0.3, place + 0.3], [np.median(own)] * 2, color=RED, lw=1.5)
-    print(f"stands {m:2} times: median {np.median(own):.3f}, {own.min():.3f} to {own.max():.3f}")
 axis.axhline(1, color="0.6", lw=0.8, ls=":")
 axis.set_xticks(range(len(groups)), [str(m) for m in groups])
 axis.set(xlabel="times in the training set", ylabel="normalized volume growth")
