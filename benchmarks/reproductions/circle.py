@@ -56,7 +56,7 @@ def compute(quick, seed):
     times = {"many": np.append(np.ones(len(many) - 1, int), COPIES), "few": np.ones(FEW, int)}
     stored = {"many": many, "few": few}
     # The truth: the density of ordinary points, and an atom at the duplicated one.
-    smooth = _at_angle(rng.vonmises(0, KAPPA, 1000 if quick else 20_000))
+    smooth = _at_angle(rng.vonmises(0, KAPPA, 200 if quick else 20_000))
     share = COPIES / times["many"].sum()
     atom = np.append(np.full(len(smooth), (1 - share) / len(smooth)), share)
     truths = {
@@ -67,7 +67,7 @@ def compute(quick, seed):
         ),
         "few": Empirical(smooth, chunk_size=1024),
     }
-    sweep = np.linspace(-np.pi, np.pi, 361)
+    sweep = np.linspace(-np.pi, np.pi, 31 if quick else 361)
     sigmas = jnp.asarray(np.geomspace(0.02, 0.5, 15), jnp.float32)
     at_noise = int(np.argmin(np.abs(np.asarray(sigmas) - NOISE)))
     found, curves = {}, {}

@@ -52,7 +52,7 @@ def _pairs(first, second, labels, rng):
     for label in range(10):
         a, b = (rng.permutation(rows[labels[rows] == label]) for rows in (first, second))
         pairs += list(zip(a, b, strict=False))
-    return np.array(pairs).reshape(-1, 2)
+    return np.array(pairs, int).reshape(-1, 2)
 
 
 def compute(quick, seed):
