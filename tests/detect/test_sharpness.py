@@ -116,7 +116,7 @@ def test_without_the_matrix(d):
         return evaluate_detectors(score, jnp.ones(d), detectors, key=key)
 
     keys = jax.random.split(KEY, count)
-    found = jax.jit(jax.vmap(one))(jnp.asarray(jacobians, jnp.float32), keys)
+    found = jax.jit(jax.vmap(one))(jnp.asarray(jacobians, jnp.ones(()).dtype), keys)
     spectra = np.linalg.eigvalsh((jacobians + jacobians.transpose(0, 2, 1)) / 2)
     exact = [
         -np.mean(spectra, 1),
@@ -136,7 +136,7 @@ def test_without_the_matrix(d):
 
 
 def test_too_few_products_are_a_status():
-    jacobian = jnp.asarray(skewed(64, 0), jnp.float32)
+    jacobian = jnp.asarray(skewed(64, 0), jnp.ones(()).dtype)
     detector = ExtremeEigenvalue(1.0, exact_limit=0, num_products=3, which="smallest")
     (found,) = run(
         lambda x, sigma, condition=None: jnp.matmul(jacobian, x, precision="highest"),
@@ -179,7 +179,7 @@ def test_proxies_have_the_expectations_of_the_lemmas(x64):
 def test_a_stored_point_scores_higher_than_an_ordinary_one():
     """A point among a flat sheet of data: every detector ranks it up, in all directions alike."""
     d, sigma = 8, 0.1
-    stds = jnp.asarray([1.0] * 3 + [0.0] * 5, jnp.float32)
+    stds = jnp.asarray([1.0] * 3 + [0.0] * 5)
     centers = jnp.stack([jnp.zeros(d), jnp.full(d, 2.0)])
     density = GaussianMixture(
         [0.5, 0.5], centers, jnp.stack([jnp.diag(stds**2), jnp.zeros((d, d))])
