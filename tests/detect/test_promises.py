@@ -38,7 +38,6 @@ ALPHA = 0.1
 LEVELS = {"score_gap": 10.0, "gap_sharpness": 10.0}
 NOT_FOUND = {
     "negative_share": "near every point of an exact mixture all eigenvalues are negative",
-    "below_floor": "an exact score has no eigenvalue below the floor: it diagnoses learned ones",
     "p_laplace": "undefined at zeros of the score, where an exact world stores its points",
     "denoised_norm": "a stored image may be smaller than what another prompt shows on average",
     "anisotropy": "undefined without a gap at small noise, where ordinary images have none here",
