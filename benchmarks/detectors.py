@@ -36,10 +36,9 @@ from benchmarks.harness import Baseline, Case, Program, Table, Target
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
 from memjax.auditing.plan import DETECTORS, SAMPLE_DETECTORS
-from memjax.detect.combined import Difference
+from memjax.detect.combined import Difference, FluxAndLoss
 from memjax.detect.p_laplace import PLaplaceFlux
 from memjax.detect.plan import cost, plan_evaluations, requirements
-from memjax.detect.sphere_loss import SphereLoss
 
 TUNING, SCORING = (1, 2, 3, 4, 5), (6, 7, 8, 9, 10)
 SIGMAS = (0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
@@ -58,6 +57,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "effective_dimension": [{"num_probes": 16}, {}],
     "extreme_eigenvalue": [{"which": "largest"}, {"which": "smallest"}],
     "flipd": [{"num_probes": 16}, {}],
+    "flux_and_loss": [{"num_pairs": 1}, {}, {"num_pairs": 32}],
     "flux_dimension": [{"num_pairs": 1}, {}],
     "gap_sharpness": [*PURE, {"kind": "clean", "num_draws": 1}, {}],
     "p_laplace": [{"p": p} for p in (1, 1.5, 2, 3, math.inf)],
@@ -98,7 +98,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "graded": Setting(partial(graded, 8000)),
-    "graded-3000": Setting(partial(graded, 3000)),
+    "graded-3000": Setting(partial(graded, 3000), flow_sigmas=()),
     "prompts": Setting(prompts, (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0), (0.1, 1.0), 70),
     "mixture-8": Setting(partial(mixture, 8), WORLD_SIGMAS, chunk=400),
     "mixture-64": Setting(partial(mixture, 64), WORLD_SIGMAS, chunk=100),
@@ -178,7 +178,7 @@ def methods(kinds: Sequence[type], setting: Setting, bed: Bed) -> list[Method]:
             add(partial(kind, **options), tuned, name, kind.name in ABSOLUTE)
     if bed.baseline is not None:
         add(lambda sigma, radius: Difference(PLaplaceFlux(sigma, radius=radius)), True)
-        add(lambda sigma, radius: Difference(SphereLoss(sigma, radius=radius)), True)
+        add(lambda sigma, radius: Difference(FluxAndLoss(sigma, radius=radius)), True)
     return out
 
 
@@ -257,8 +257,16 @@ def _evaluate(
 def samples(kinds: Sequence[type], setting: Setting, scoring, quick: bool) -> list[dict[str, Any]]:
     """The same for detectors that see nothing but samples: there is nothing to choose."""
     beds = {seed: setting.bed(seed, quick) for seed in scoring}
+    for bed in beds.values():
+        if bed.trained_on is None:
+            return []
+        # Which images were extracted is read off the same samples: no question to them.
+    beds = {
+        seed: bed._replace(questions={q: m for q, m in bed.questions.items() if q != "extracted"})
+        for seed, bed in beds.items()
+    }
     out = []
-    for kind in kinds if beds[scoring[0]].samples is not None else ():
+    for kind in kinds:
         for num in SAMPLES[:1] if quick else SAMPLES:
             found = {
                 seed: kind()
@@ -455,7 +463,8 @@ FAMILIES = {
     "flux, p > 1": ("p_laplace_flux(p=",),
     "flux dimension": ("flux_dimension",),
     "sphere loss": ("sphere_loss",),
-    "difference to a checkpoint": ("p_laplace_flux_over", "sphere_loss_over"),
+    "flux and loss": ("flux_and_loss",),
+    "difference to a checkpoint": ("p_laplace_flux_over", "flux_and_loss_over"),
     "denoising loss": ("denoising_loss",),
     "score norm": ("score_norm",),
     "FLIPD": ("flipd",),
