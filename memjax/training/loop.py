@@ -153,8 +153,9 @@ def train(
             difference.
         CheckpointError: the state in ``checkpoint_dir`` is damaged.
 
-    Cost: about 3 forward evaluations of a batch per step, half again to twice as many
-    with the second loss. Memory: the images, four copies of the weights, and one batch's activations (twice with the second loss).
+    Cost: about 3 forward evaluations of a batch per step, half again to twice as many with the
+    second loss. Memory: the images, four copies of the weights, and one batch's activations,
+    twice with the second loss.
 
     References:
         Karras, Aittala, Aila, Laine (2022), arXiv:2206.00364, Table 1 and equation 8 (loss);
