@@ -45,13 +45,16 @@ SIGMAS = (0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 """In the units of the digits, whose standard deviation is 0.755."""
 WORLD_SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 FLOW_SIGMAS = (0.05, 0.1, 0.2)
+FIRST_STEP = 20.0
+"""Noise at which sampling starts: pure noise there is what one has before any image."""
 RADII = (0.25, 0.5, 1.0)
 SAMPLES = (256, 4096)
 BOUNDS = ("value", "low", "high")
 TOGETHER_SIGMA, TOGETHER_IMAGES, TOGETHER_TARGET = 0.1, 64, 1.3
-PURE = [{"kind": "pure", "num_draws": 1}, {"kind": "pure", "num_draws": 4}]
+KINDS = [{"num_draws": 1}, {}, {"kind": "clean", "num_draws": 1}, {"kind": "noised"}]
+"""Pure noise, one and several, the image, noised images: of what compares conditions."""
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "anisotropy": PURE,
+    "anisotropy": [{"num_draws": 1}, {}],
     "denoised_norm": [{}, {"num_pairs": 4}],
     "denoising_loss": [{"num_draws": 2}, {}],
     "effective_dimension": [{"num_probes": 16}, {}],
@@ -59,13 +62,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "flipd": [{"num_probes": 16}, {}],
     "flux_and_loss": [{"num_pairs": 1}, {}, {"num_pairs": 32}],
     "flux_dimension": [{"num_pairs": 1}, {}],
-    "gap_sharpness": [*PURE, {"kind": "clean", "num_draws": 1}, {}],
+    "gap_sharpness": KINDS,
     "p_laplace": [{"p": p} for p in (1, 1.5, 2, 3, math.inf)],
     "p_laplace_flux": [
         *({"num_pairs": pairs} for pairs in (1, 4, 16)),
         *({"p": p} for p in (1.5, 2, 3)),
     ],
-    "score_gap": [*PURE, {"kind": "clean", "num_draws": 1}, {}],
+    "score_gap": KINDS,
     "sphere_loss": [{"num_pairs": 1}, {}],
 }
 """Settings of a detector, by its name, that are not chosen; the defaults where there is none."""
@@ -166,6 +169,10 @@ def methods(kinds: Sequence[type], setting: Setting, bed: Bed) -> list[Method]:
         if found:
             first = found[0].detector
             out.append(Method(name or first.name, first.title, tuple(found)))
+        start = tuple(c for c in found if c.sigma == FIRST_STEP)
+        if start and _image_free(start[0].detector, bed.images[0].size):
+            name = name or start[0].detector.name
+            out.append(Method(f"{name} at {FIRST_STEP}", start[0].detector.title, start))
 
     for kind in kinds:
         tuned = "radius" in [field.name for field in dataclasses.fields(kind)]
@@ -180,6 +187,11 @@ def methods(kinds: Sequence[type], setting: Setting, bed: Bed) -> list[Method]:
         add(lambda sigma, radius: Difference(PLaplaceFlux(sigma, radius=radius)), True)
         add(lambda sigma, radius: Difference(FluxAndLoss(sigma, radius=radius)), True)
     return out
+
+
+def _image_free(detector: Any, d: int) -> bool:
+    points = [need.point for need in detector.needs(d)]
+    return all(getattr(point, "start", point).kind == "pure" for point in points)
 
 
 def _fits(detector: Any, sigma: float, setting: Setting, bed: Bed) -> bool:
@@ -311,8 +323,10 @@ def _row(
         }
         if tuning:
             row["questions"][name]["transferred"] = transferred(
-                *([each[s] for s in tuning] for each in (by_seed, asked)),
-                *([each[s] for s in scoring] for each in (by_seed, asked)),
+                [by_seed[s] for s in tuning],
+                [asked[s] for s in tuning],
+                [by_seed[s] for s in scoring],
+                [asked[s] for s in scoring],
             )
     return row
 
@@ -358,8 +372,9 @@ def _targets(name: str, rows: list[dict[str, Any]]) -> list[Target]:
 
 
 def _first_step(row: dict[str, Any]) -> bool:
-    """Whether a row looks at pure noise only, once under each condition."""
-    return "pure" in row["method"] and row["cost"]["forward"] <= 2 and row["cost"]["jvp"] <= 2
+    """Whether a row looks at nothing but the noise that sampling starts from, once."""
+    once = row.get("cost", {}).get("forward", 0) <= 2
+    return once and row["method"].endswith(f"at {FIRST_STEP}")
 
 
 def _table(name: str, quick: bool, seed: int) -> Table:
