@@ -206,7 +206,7 @@ REPRODUCTION = Reproduction(
     "Brokman et al. 2025, arXiv:2505.08246",
     "the published toy (3 modes of variance 0.1 on a triangle of side 5, radius 1, 64 evaluations, "
     "200 repeats, network of width 128, 2,000 points, 300 epochs). Ours learns a preconditioned "
-    f"denoiser instead of the noise, and is asked at noise {NOISE} instead of t = 0; the the "
+    f"denoiser instead of the noise, and is asked at noise {NOISE} instead of t = 0; the "
     "boundary points come in opposite pairs.",
     compute,
     draw,

@@ -68,15 +68,24 @@ SAMPLE_DETECTORS: dict[str, type] = {
 """Detectors that look at generated samples, by name: ``kind()`` makes one."""
 
 DEFAULT_DETECTORS = (
+    "flux_and_loss",
     "flipd",
-    "denoising_loss",
-    "score_norm",
     "effective_dimension",
+    "score_norm",
+    "denoising_loss",
     "score_gap",
-    "denoising_loss_over_baseline",
+    "p_laplace_flux_over_baseline",
 )
 """What an audit runs unless told otherwise, as far as it can with what is given; the first is the
 primary one, by which rows rank."""
+
+BASELINE_WEIGHT = 0.5
+"""Share of the baseline's value that ``_over_baseline`` subtracts.
+
+An earlier checkpoint, or a model of similar data, knows part of what makes an image easy and part
+of what makes it stored: on the graded digits half of its flux told members best, all of it no
+better than none.
+"""
 
 ALL = "all"
 """Stands for every detector that can run with what is given."""
@@ -132,7 +141,7 @@ class Given(NamedTuple):
             return "compares the rows with generated samples; give samples, or draw some"
         needed = requirements((detector,), d)
         if needed.conditions and not self.conditions:
-            return "compares the row's condition with the null condition; give conditions"
+            return "needs the rows' own conditions; give conditions"
         if needed.baseline and not self.baseline:
             return "compares the model with another one; give a baseline"
         return None
@@ -159,7 +168,8 @@ def find_kind(name: str) -> Kind:
 
     Args:
         name: one of ``DETECTORS`` or ``SAMPLE_DETECTORS``, or one of the former followed by
-            ``_over_baseline`` or ``_over_null``: its difference to the same under another score.
+            ``_over_baseline`` or ``_over_null``: its difference to half of the same under the
+            baseline, or to the same without the condition.
 
     Returns:
         How to make one.
@@ -172,7 +182,10 @@ def find_kind(name: str) -> Kind:
     plain, over, against = name.rpartition("_over_")
     if over and plain in DETECTORS and against in ("baseline", "null"):
         kind = DETECTORS[plain]
-        return Kind(name, lambda sigma: Difference(kind(sigma), against), kind.default_level)
+        weight = BASELINE_WEIGHT if against == "baseline" else 1
+        return Kind(
+            name, lambda sigma: Difference(kind(sigma), against, weight), kind.default_level
+        )
     if name not in DETECTORS:
         known = ", ".join((*DETECTORS, *SAMPLE_DETECTORS))
         raise InputError(
@@ -237,11 +250,11 @@ def plan_detectors(
 
     Args:
         specs: ``"flipd"`` (at its default level), ``"flipd@0.1"`` (at 0.1 times the standard
-            deviation of the data), ``"flipd_over_baseline"`` (the difference to the same under
-            the baseline, or ``_over_null``: without the condition), or detectors with their own
-            sigma; ``"all"`` for every other known one; ``None`` for ``DEFAULT_DETECTORS``. Levels
-            are clipped to the model's range of noise. Of ``"all"`` and ``None``, those that lack
-            something are left out.
+            deviation of the data), ``"flipd_over_baseline"`` (the difference to half of the same
+            under the baseline; ``_over_null``: to the same without the condition), or detectors
+            with their own sigma; ``"all"`` for every other known one; ``None`` for
+            ``DEFAULT_DETECTORS``. Levels are clipped to the model's range of noise. Of ``"all"``
+            and ``None``, those that lack something are left out.
         model: supplies ``event_shape``, ``data_std``, ``sigma_min``, ``sigma_max``.
         given: what there is beside model and images.
 

@@ -14,8 +14,8 @@ def detectors() -> int:
     """List the detectors by name: what each looks at, what it needs, what it costs.
 
     'memjax audit --detector NAME' runs one at its level: the noise in standard deviations of the
-    data. NAME@LEVEL runs it at another. NAME_over_baseline and NAME_over_null take its difference
-    to the same under --baseline, or without the condition.
+    data. NAME@LEVEL runs it at another. NAME_over_baseline subtracts half of the same under
+    --baseline, and NAME_over_null the same without the condition.
 
     Products are those with the network, forward or with its Jacobian, for an image of 64 (3072)
     numbers. Detectors that need the same ones share them.

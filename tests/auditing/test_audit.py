@@ -391,8 +391,7 @@ def test_what_a_named_detector_lacks_is_said_in_one_line(model, images):
     for arguments, message in (
         (
             {"detectors": ["flipd", "score_gap"]},
-            "detectors: score_gap compares the row's condition with the null condition; "
-            "give conditions",
+            "detectors: score_gap needs the rows' own conditions; give conditions",
         ),
         (
             {"detectors": [OVER]},
