@@ -31,12 +31,12 @@ from benchmarks._beds import (
     values,
 )
 from benchmarks._precision import COLORS, MARKERS, panels
-from benchmarks._quality import merit, quality, record, short, transferred
+from benchmarks._quality import merit, pooled, quality, record, short, transferred
 from benchmarks.harness import Baseline, Case, Program, Table, Target
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
 from memjax.auditing.plan import DETECTORS, SAMPLE_DETECTORS
-from memjax.detect.combined import Difference, FluxAndLoss
+from memjax.detect.combined import Difference
 from memjax.detect.p_laplace import PLaplaceFlux
 from memjax.detect.plan import cost, plan_evaluations, requirements
 
@@ -44,7 +44,7 @@ TUNING, SCORING = (1, 2, 3, 4, 5), (6, 7, 8, 9, 10)
 SIGMAS = (0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 """In the units of the digits, whose standard deviation is 0.755."""
 WORLD_SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-FLOW_SIGMAS = (0.05, 0.1, 0.2)
+FLOW_SIGMAS = (0.05, 0.1)
 FIRST_STEP = 20.0
 """Noise at which sampling starts: pure noise there is what one has before any image."""
 RADII = (0.25, 0.5, 1.0)
@@ -183,9 +183,12 @@ def methods(kinds: Sequence[type], setting: Setting, bed: Bed) -> list[Method]:
             said = ", ".join(f"{field}={value}" for field, value in options.items())
             name = f"{kind.name}({said})" if said else kind.name
             add(partial(kind, **options), tuned, name, kind.name in ABSOLUTE)
-    if bed.baseline is not None:
-        add(lambda sigma, radius: Difference(PLaplaceFlux(sigma, radius=radius)), True)
-        add(lambda sigma, radius: Difference(FluxAndLoss(sigma, radius=radius)), True)
+    for weight in (0.5, 1) if bed.baseline is not None else ():
+
+        def over(sigma: float, radius: float, weight: float = weight) -> Difference:
+            return Difference(PLaplaceFlux(sigma, radius=radius), weight=weight)
+
+        add(over, True)
     return out
 
 
@@ -328,7 +331,25 @@ def _row(
                 [by_seed[s] for s in scoring],
                 [asked[s] for s in scoring],
             )
+    if tuning and shared:
+        row["levels"] = _levels(candidates, merits[shared[0]], shared[0], beds, scoring)
     return row
+
+
+def _levels(
+    candidates: dict[tuple[float | None, float | None], dict[int, np.ndarray]],
+    merits: dict,
+    question: str,
+    beds: dict[int, Bed],
+    scoring: tuple[int, ...],
+) -> dict[str, list[float | None]]:
+    """AUROC and rate at 1 % for the first question, by noise level, at the radius chosen there."""
+    out = {}
+    for sigma in dict.fromkeys(at[0] for at in candidates):
+        at = max((at for at in candidates if at[0] == sigma), key=merits.__getitem__)
+        found = [quality(candidates[at][s], beds[s].questions[question]) for s in scoring]
+        out[str(sigma)] = [short(pooled(metric, found)[0]) for metric in ("auroc", "tpr")]
+    return out
 
 
 def _targets(name: str, rows: list[dict[str, Any]]) -> list[Target]:
@@ -479,7 +500,7 @@ FAMILIES = {
     "flux dimension": ("flux_dimension",),
     "sphere loss": ("sphere_loss",),
     "flux and loss": ("flux_and_loss",),
-    "difference to a checkpoint": ("p_laplace_flux_over", "flux_and_loss_over"),
+    "difference to a checkpoint": ("p_laplace_flux_over",),
     "denoising loss": ("denoising_loss",),
     "score norm": ("score_norm",),
     "FLIPD": ("flipd",),
