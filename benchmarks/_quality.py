@@ -151,10 +151,11 @@ def short(x: float) -> float | None:
 
 
 def record(seeds: Sequence[Quality]) -> dict[str, Any]:
-    """Each metric's mean, low, high, and its values by seed; rows counted over all seeds."""
+    """Each metric's mean, low, high, and values by seed; rows counted over all seeds."""
     out: dict[str, Any] = {}
     for metric in METRICS:
         value, low, high = map(short, pooled(metric, seeds))
-        by_seed = [short(getattr(q, metric)) for q in seeds]
-        out[metric] = {"value": value, "low": low, "high": high, "seeds": by_seed}
+        out[metric] = {"value": value, "low": low, "high": high}
+        if metric != "average_precision":
+            out[metric]["seeds"] = [short(getattr(q, metric)) for q in seeds]
     return out | {k: sum(getattr(q, k) for q in seeds) for k in Quality._fields[3:]}

@@ -50,6 +50,8 @@ FIRST_STEP = 20.0
 RADII = (0.25, 0.5, 1.0)
 SAMPLES = (256, 4096)
 BOUNDS = ("value", "low", "high")
+DODGE = 1.03
+"""Factor by which families are moved aside in the figure: many cost the same."""
 TOGETHER_SIGMA, TOGETHER_IMAGES, TOGETHER_TARGET = 0.1, 64, 1.3
 KINDS = [{"num_draws": 1}, {}, {"kind": "clean", "num_draws": 1}, {"kind": "noised"}]
 """Pure noise, one and several, the image, noised images: of what compares conditions."""
@@ -355,8 +357,13 @@ def _levels(
 def _targets(name: str, rows: list[dict[str, Any]]) -> list[Target]:
     """What the project has set itself, below 1; the detector is chosen as its noise level is."""
 
-    def lower_ends(question: str, most: int, bounds: dict[str, float], by: str) -> list[Target]:
-        fit = [row for row in rows if row.get("products", math.inf) <= most]
+    def lower_ends(
+        question: str, most: int, bounds: dict[str, float], by: str, compared: bool = False
+    ) -> list[Target]:
+        cheap = [row for row in rows if row.get("products", math.inf) <= most]
+        fit = [row for row in cheap if ("_over_" in row["method"]) == compared]
+        if not fit:
+            return []
         best = max(fit, key=lambda row: row["questions"][by]["merit"] or -math.inf)
         return [
             Target(
@@ -379,6 +386,7 @@ def _targets(name: str, rows: list[dict[str, Any]]) -> list[Target]:
             *lower_ends("x4", 2, {"auroc": 0.99, "tpr": 0.95}, "x2"),
             *lower_ends("x2", 64, {"auroc": 0.975, "tpr": 0.7}, "x2"),
             *lower_ends("membership", 64, {"auroc": 0.99, "tpr": 0.85}, "membership"),
+            *lower_ends("membership", 64, {"auroc": 0.99, "tpr": 0.85}, "membership", True),
             *lower_ends("x2", 100, {"auroc": 0.99, "tpr": 0.88}, "x2"),
         ]
     if name == "graded-3000":
@@ -495,9 +503,8 @@ def cases() -> list[Case]:
 
 
 FAMILIES = {
-    "p = 1 flux": ("p_laplace_flux(num_pairs",),
+    "p = 1 flux": ("p_laplace_flux(num_pairs", "published_p_laplace_flux", "flux_dimension"),
     "flux, p > 1": ("p_laplace_flux(p=",),
-    "flux dimension": ("flux_dimension",),
     "sphere loss": ("sphere_loss",),
     "flux and loss": ("flux_and_loss",),
     "difference to a checkpoint": ("p_laplace_flux_over",),
@@ -554,6 +561,7 @@ def figure(records):
             if not own:
                 continue
             products, value, low, high = np.array(sorted(own)).T
+            products = products * DODGE ** (i - len(names) / 2)
             handles[family] = axis.errorbar(
                 products,
                 value,
