@@ -49,7 +49,6 @@ FIRST_STEP = 20.0
 """Noise at which sampling starts: pure noise there is what one has before any image."""
 RADII = (0.25, 0.5, 1.0)
 SAMPLES = (256, 4096)
-BOUNDS = ("value", "low", "high")
 DODGE = 1.03
 """Factor by which families are moved aside in the figure: many cost the same."""
 TOGETHER_SIGMA, TOGETHER_IMAGES, TOGETHER_TARGET = 0.1, 64, 1.3
@@ -521,13 +520,14 @@ FAMILIES = {
     ),
 }
 """What is drawn alike, by how a method's name begins; the longest beginning counts."""
+REFERENCES = {"samples": "samples alone, best", "log odds": "Bayes"}
 PANELS = [
     ("graded", "x2", "auroc", "twice against once: AUROC"),
     ("graded", "x2", "tpr", "twice against once: found at 1 % false"),
     ("graded", "membership", "tpr", "once against unseen: found at 1 % false"),
     ("graded-3000", "x4", "tpr", "four times, 3,000 steps: found at 1 % false"),
     ("prompts", "template", "auroc", "template against general prompts: AUROC"),
-    ("mixture-8", "stored", "auroc", "stored in a mixture, d = 8: AUROC"),
+    ("mixture-8", "0.3", "auroc", "stored in a mixture, d = 8, noise 0.3: AUROC"),
 ]
 
 
@@ -541,8 +541,17 @@ def _family(method: str) -> str | None:
     return max(fits)[1] if fits else None
 
 
+def _bounds(row: dict[str, Any], question: str, metric: str) -> list[float | None]:
+    """Value, low, high of a row's answer; a noise level for a question: the first's, there."""
+    if question in row.get("levels", {}):
+        value = row["levels"][question][("auroc", "tpr").index(metric)]
+        return [value] * 3
+    answer = row["questions"].get(question, {}).get(metric, {})
+    return [answer.get(k) for k in ("value", "low", "high")]
+
+
 def figure(records):
-    """Quality against network products, with intervals; a dotted line for samples alone."""
+    """Quality against network products, with intervals, and what samples or theory say."""
     tables = {r["case"].split("/")[1]: r["rows"] for r in records if "rows" in r}
     shown = [p for p in PANELS if p[0] in tables]
     canvas, axes = panels(len(shown), height=3.4)
@@ -551,12 +560,11 @@ def figure(records):
     for axis, (name, question, metric, title) in zip(axes, shown, strict=True):
         for i, family in enumerate(names):
             own = [
-                (row["products"], *(row["questions"][question][metric][k] for k in BOUNDS))
+                (row["products"], *_bounds(row, question, metric))
                 for row in tables[name]
                 if "products" in row
-                and question in row["questions"]
                 and (_family(row["method"]) or "other") == family
-                and row["questions"][question][metric]["value"] is not None
+                and _bounds(row, question, metric)[0] is not None
             ]
             if not own:
                 continue
@@ -573,15 +581,19 @@ def figure(records):
                 elinewidth=0.7,
                 alpha=0.85,
             )
-        alone = [
-            row["questions"][question][metric]["value"]
-            for row in tables[name]
-            if "samples" in row and question in row["questions"]
-        ]
-        if any(alone):
-            handles["samples alone, best"] = axis.axhline(
-                max(a for a in alone if a is not None), color="0.5", linestyle=":", linewidth=1
-            )
+        for kind, linestyle in (("samples", ":"), ("log odds", "--")):
+            alone = [
+                _bounds(row, question, metric)[0]
+                for row in tables[name]
+                if kind in row or row["method"] == kind
+            ]
+            if any(alone):
+                handles[REFERENCES[kind]] = axis.axhline(
+                    max(a for a in alone if a is not None),
+                    color="0.5",
+                    linestyle=linestyle,
+                    linewidth=1,
+                )
         axis.set(xscale="log", xlabel="network products an image")
         axis.set_title(title, fontsize=9)
         axis.grid(color="0.92")
