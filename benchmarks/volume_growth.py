@@ -205,7 +205,7 @@ def figure(records):
     )
     right.set_xlim(0.0, 1.02)
     right.set_title("against images seen once; (network products)", fontsize=9)
-    right.legend(fontsize=7, frameon=False, loc="upper left")
+    right.legend(fontsize=7, frameon=False, loc="lower left")
     for axis in (left, right):
         axis.grid(color="0.92")
         axis.tick_params(labelsize=8)
