@@ -62,7 +62,7 @@ class Preconditioned(eqx.Module):
     def __call__(self, x, sigma, condition=None):
         """As EDM preconditions it: s = -x/(sigma^2 + d^2) + d/(sigma sqrt(sigma^2 + d^2)) F."""
         condition = self.null_condition if condition is None else condition
-        sigma, std = jnp.asarray(sigma, x.dtype), self.data_std
+        sigma, std = jnp.asarray(sigma, x.dtype), self.data_std.astype(x.dtype)
         total = sigma**2 + std**2
         raw = self.network(x / jnp.sqrt(total), jnp.log(sigma) / 4, condition)
         return -x / total + (std / (sigma * jnp.sqrt(total))) * raw
@@ -202,7 +202,7 @@ def values(bed: Bed, detectors: Sequence[Any], sigma: float, chunk: int) -> np.n
             jnp.asarray(bed.images[rows]),
             conditions,
             key,
-            jnp.float32(sigma),
+            jnp.asarray(sigma, bed.images.dtype),
             tuple(detectors),
         )
         out.append(np.asarray(found)[: n - start])
@@ -217,7 +217,7 @@ def forwards(bed: Bed, detector: Any, sigma: float, repeats: int) -> float:
     def forward(score, images, conditions, sigma):
         return jax.vmap(lambda x, c: score(x, sigma, c))(images, conditions)
 
-    level = jnp.float32(sigma)
+    level = jnp.asarray(sigma, images.dtype)
     given = (bed.score, bed.baseline, images, conditions, key, level)
     alone = (bed.score, images, conditions, level)
     ours = chunk_values.lower(*given, detectors=(detector,)).compile()

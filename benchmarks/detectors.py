@@ -438,7 +438,7 @@ def _together(quick: bool, seed: int) -> Program:
         if _fits(detector, TOGETHER_SIGMA, setting, bed)
     )
     images, key = jnp.asarray(bed.images[:TOGETHER_IMAGES]), derive_key(seed, "detectors")
-    arguments = (bed.score, None, images, None, key, jnp.float32(TOGETHER_SIGMA))
+    arguments = (bed.score, None, images, None, key, jnp.asarray(TOGETHER_SIGMA, images.dtype))
 
     def run(detectors, *arguments):
         return chunk_values(*arguments, detectors=detectors)
