@@ -85,6 +85,7 @@ for axis, name, title in zip(axes, names, titles, strict=True):
         medianprops={"color": "#D55E00"},
     )
     axis.set_title(title)
+    axis.tick_params(labelsize=8)
 axes[0].set_ylabel("value (larger = more memorized)")
 figure.supxlabel("times in the training set", fontsize=10)
 plt.show()

@@ -125,7 +125,8 @@ for num_pairs in (1, 4, 16):
 # ## At every noise level
 #
 # What a model has stored shows in a band of noise levels. Below it the network was hardly trained;
-# above it every image looks alike. The growth of volume along the flow integrates over a band.
+# above it every image looks alike. Below zero, which no exact score gives, the network overshoots.
+# The growth of volume along the flow integrates over a band.
 
 # %%
 levels = np.geomspace(0.02, 1.0, 9)
@@ -143,9 +144,9 @@ for k, (name, color) in enumerate(
     group = curves[:, 16 * k : 16 * (k + 1)]
     axis.plot(levels, np.median(group, axis=1), color=color, label=name, linewidth=2)
     axis.fill_between(levels, *np.quantile(group, (0.1, 0.9), axis=1), color=color, alpha=0.15)
+axis.axhline(0, color="0.6", linewidth=0.8)
 axis.set(
     xscale="log",
-    yscale="log",
     xlabel="noise level, in standard deviations of the data",
     ylabel="FLIPD, dimensions",
 )

@@ -84,6 +84,14 @@ class Trace(Product):
         return Cost(jvp=d if self.num_probes is None else self.num_probes)
 
 
+def _along(local: Local, v: Float[Array, "..."]) -> Float[Array, "..."]:
+    """H v, from the dense Jacobian where that is wanted anyway."""
+    if Jacobian() not in local.results:
+        return local.linearization.jvp(v)
+    product = jnp.matmul(local.results[Jacobian()], v.reshape(-1), precision="highest")
+    return product.reshape(v.shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class AlongScore(Product):
     """H s: how the score changes along itself. One jvp."""
@@ -92,11 +100,7 @@ class AlongScore(Product):
 
     def __call__(self, local: Local) -> Float[Array, "..."]:
         """Compute ``H s``, in the shape of s."""
-        s = local.linearization.value
-        if Jacobian() in local.results:
-            product = jnp.matmul(local.results[Jacobian()], s.reshape(-1), precision="highest")
-            return product.reshape(s.shape)
-        return local.linearization.jvp(s)
+        return _along(local, local.linearization.value)
 
     def cost(self, d: int) -> Cost:
         """One jvp."""
@@ -171,10 +175,7 @@ class Roundoff(Product):
     def __call__(self, local: Local) -> Float[Array, ""]:
         """Compute it, in the units of the score."""
         point = local.linearization.point
-        if Jacobian() in local.results:
-            moved = jnp.matmul(local.results[Jacobian()], point.reshape(-1), precision="highest")
-        else:
-            moved = local.linearization.jvp(point)
+        moved = _along(local, point)
         eps = float(jnp.finfo(point.dtype).eps)
         return ROUNDINGS * eps * jnp.sqrt(jnp.sum(moved * moved))
 

@@ -112,30 +112,16 @@ def test_a_stored_point_scores_higher_than_an_ordinary_one():
         assert high.value > low.value, detector
 
 
-class Counting:
-    """A score that counts its evaluations, one per sample, also under vmap and jit."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def _count(self, _):
-        self.calls += 1
-
-    def __call__(self, x, sigma, condition=None):
-        jax.debug.callback(self._count, sigma)
-        return gaussian_score(x, sigma, condition)
-
-
-def test_the_union_of_needs_is_evaluated_once():
+def test_the_union_of_needs_is_evaluated_once(counting):
     detectors = (*all_detectors(0.1), ScoreNorm(0.3), DenoisingLoss(0.1, num_draws=3))
-    counting = Counting()
+    counted = counting(gaussian_score)
     x = jnp.ones(D)
-    out = evaluate_detectors(counting, x, detectors, key=KEY)
+    out = evaluate_detectors(counted, x, detectors, key=KEY)
     jax.block_until_ready(out)
     jax.effects_barrier()
     # clean at .1 (shared by three), clean at .3, four noises at .1 (three of them shared)
     assert cost(detectors, D) == Cost(forward=6, jvp=D)
-    assert counting.calls == 6
+    assert counted.calls == 6
 
 
 def test_sharing_does_not_change_a_finding():

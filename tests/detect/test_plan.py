@@ -39,20 +39,6 @@ def score(x, sigma, condition=None):
     return -x / sigma + scale(condition) * jnp.tanh(mixing @ x)
 
 
-class Counting:
-    """Counts forward evaluations, one per sample, also under vmap and jit."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def _count(self, _):
-        self.calls += 1
-
-    def __call__(self, x, sigma, condition=None):
-        jax.debug.callback(self._count, sigma)
-        return score(x, sigma, condition)
-
-
 class Asking:
     """A detector made of its needs; it reports what ``read`` takes from the evidence."""
 
@@ -119,12 +105,12 @@ def test_products_agree_with_the_dense_jacobian(x64):
         ([Need(Trajectory(CLEAN, 2.0, "rk4", 2, "hutchinson", 3))], Cost(9, 27)),
     ],
 )
-def test_the_declared_cost_is_what_runs(needs, expected):
-    counting = Counting()
+def test_the_declared_cost_is_what_runs(needs, expected, counting):
+    counted = counting(score)
     detectors = tuple(Asking(need) for need in needs)
     assert cost(detectors, D) == expected
-    run(*detectors, condition=jnp.asarray(0.3), of=counting)
-    assert counting.calls == expected.forward
+    run(*detectors, condition=jnp.asarray(0.3), of=counted)
+    assert counted.calls == expected.forward
 
 
 def test_probes_stay_probes_beside_a_dense_jacobian():

@@ -76,27 +76,13 @@ def test_a_stored_point_scores_higher_than_one_beside_it():
     assert beside < stored - 0.01
 
 
-class Counting:
-    """Counts forward evaluations."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def _count(self, _):
-        self.calls += 1
-
-    def __call__(self, x, sigma, condition=None):
-        jax.debug.callback(self._count, sigma)
-        return gaussian_score(x, sigma)
-
-
-def test_it_shares_its_points_with_the_flux():
+def test_it_shares_its_points_with_the_flux(counting):
     detectors = (SphereLoss(0.1, 0.3, num_pairs=4), PLaplaceFlux(0.1, radius=0.3, num_pairs=3))
     assert cost(detectors, D) == Cost(forward=8)
-    counting = Counting()
-    jax.block_until_ready(evaluate_detectors(counting, jnp.ones(D), detectors, key=KEY))
+    counted = counting(gaussian_score)
+    jax.block_until_ready(evaluate_detectors(counted, jnp.ones(D), detectors, key=KEY))
     jax.effects_barrier()
-    assert counting.calls == 8
+    assert counted.calls == 8
 
 
 def test_one_pair_has_no_error_and_a_nan_has_no_value():

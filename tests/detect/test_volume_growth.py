@@ -172,21 +172,7 @@ def test_a_single_noise_has_no_error():
     assert found.status == Status.OK
 
 
-class Counting:
-    """Counts forward evaluations, one per sample, also under vmap and jit."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def _count(self, _):
-        self.calls += 1
-
-    def __call__(self, x, sigma, condition=None):
-        jax.debug.callback(self._count, sigma)
-        return gaussian_score(x, sigma, condition)
-
-
-def test_the_declared_cost_is_what_runs():
+def test_the_declared_cost_is_what_runs(counting):
     detectors = (
         NormalizedVolumeGrowth(0.1),
         NormalizedVolumeGrowth(0.1, ratio=3.0, num_steps=2),  # the same flow
@@ -194,10 +180,10 @@ def test_the_declared_cost_is_what_runs():
     )
     declared = cost(detectors, D)
     assert declared == Cost(5 + 2 * 7, 5 * D + 2 * 7 * 4)
-    counting = Counting()
-    jax.block_until_ready(evaluate_detectors(counting, jnp.ones(D), detectors, key=KEY))
+    counted = counting(gaussian_score)
+    jax.block_until_ready(evaluate_detectors(counted, jnp.ones(D), detectors, key=KEY))
     jax.effects_barrier()
-    assert counting.calls == declared.forward
+    assert counted.calls == declared.forward
     assert requirements(detectors, D) == Requirements(False, False)
     assert cost(detectors[:1], 1024) == Cost(5, 5 * 1024)
     assert cost(detectors[:1], 3072) == Cost(5, 5 * 16)
