@@ -22,6 +22,8 @@ MEANINGS = {
 }
 
 SHOWN_FAILURES = 10
+NARROWEST = 80
+"""Columns that the table of rows takes at least: a shorter terminal breaks its lines."""
 
 
 @cli.command()
@@ -279,7 +281,7 @@ def _show(result: Any, folder: Path, page: Path) -> None:
     primary = result.manifest["primary"]
     top = result.top(10)
     table = _table(f"Most suspicious by {primary}")
-    shown = [("rank", "rank", "right"), ("image", "id", "left"), (primary, primary, "right")]
+    shown = [("rank", "rank", "right"), ("image", "id", "left"), ("value", primary, "right")]
     shown += [
         (f"p {short}", f"p_{meaning}_{primary}", "right")
         for meaning, short in (("membership", "member"), ("duplication", "dup."))
@@ -291,11 +293,12 @@ def _show(result: Any, folder: Path, page: Path) -> None:
         if top and top[0].get(key) is not None
     ]
     for title, key, justify in shown:
-        width = 12 if key == "id" else None
-        table.add_column(title, justify=justify, min_width=width, overflow="fold")  # type: ignore[arg-type]
+        name = key == "id"  # gives way where lines are short: a number cut off would be another one
+        width = 12 if name else None
+        table.add_column(title, justify=justify, min_width=width, overflow="fold", no_wrap=not name)  # type: ignore[arg-type]
     for row in top:
         table.add_row(*(Text(_cell(row[key])) for _, key, _ in shown))
-    console.print(table)
+    console.print(table, width=max(console.width, NARROWEST), crop=False)
 
     _show_metrics(result.metrics["contrasts"])
     for entry in result.metrics["flags"]:

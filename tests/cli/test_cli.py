@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -16,6 +18,7 @@ import memjax.auditing.run as run_module
 import memjax.cli.app as app
 from memjax.auditing.plan import DETECTORS, SAMPLE_DETECTORS
 from memjax.checkpoints import save
+from memjax.cli.audit import _show
 from memjax.diffusion import (
     EDMPreconditioned,
     LinenNetwork,
@@ -226,6 +229,25 @@ def test_an_audit_with_conditions_and_a_baseline(memjax, model_dir, prompted_dir
     status, _, err = memjax("audit", model_dir, *command[2:], *conditions)
     assert status == app.BAD_USAGE
     assert "the model takes no conditions" in one_error_line(err)
+
+
+@pytest.mark.parametrize("width", [80, 66])
+def test_a_short_line_cuts_no_number(monkeypatch, width):
+    primary = "a_detector_with_quite_a_long_name"
+    row = {"rank": 10, "id": "a/very/long/folder/name/and/an/image-000017.png", primary: 0.12345}
+    row |= {f"p_{meaning}_{primary}": 0.00251 for meaning in ("membership", "duplication")}
+    row |= {"stored": True, "copies": 1234, "multiplicity": 32}
+    result = types.SimpleNamespace(
+        manifest={"primary": primary},
+        top=lambda n: [row],
+        metrics={"contrasts": [], "flags": [], "stored": None},
+        table=pa.table({"id": [row["id"]], "status": ["ok"], "reason": [None]}),
+    )
+    monkeypatch.setattr(app.console, "width", width)
+    with app.console.capture() as shown:
+        _show(result, Path("out"), Path("out/report.html"))
+    (line,) = (line for line in shown.get().splitlines() if line.lstrip().startswith("10 "))
+    assert line.split()[-6:] == ["0.123", "0.00251", "0.00251", "yes", "1234", "32"]
 
 
 def test_the_detectors_are_listed(memjax, monkeypatch):
