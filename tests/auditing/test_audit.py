@@ -496,6 +496,7 @@ def test_samples_are_drawn_under_the_rows_conditions_in_turn(prompted, images, m
     np.testing.assert_array_equal(seen[0], seen[2])
 
 
+@pytest.mark.slow
 def test_all_detectors_make_exactly_the_evaluations_they_declare(prompted, images):
     """Every evaluation of either model is counted, and each distinct one is made once."""
     calls = []

@@ -27,6 +27,8 @@ from memjax.detect import SampleDetector
 from memjax.diffusion.model import Model
 from memjax.evaluate import auroc, flag
 
+pytestmark = pytest.mark.slow
+
 KEY = derive_key(0, "detectors")
 SHAPE = {8: (2, 4, 1), 64: (8, 8, 1), 768: (16, 16, 3)}
 # Of the worlds below: sets the noise levels, and so is not measured anew in each.
