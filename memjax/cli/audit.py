@@ -280,7 +280,7 @@ def _conditions(path: str | None, n: int, model: Any) -> Any:
 def _show(result: Any, folder: Path, page: Path) -> None:
     primary = result.manifest["primary"]
     top = result.top(10)
-    table = _table(f"Most suspicious by {primary}")
+    table = _table(None)
     shown = [("rank", "rank", "right"), ("image", "id", "left"), ("value", primary, "right")]
     shown += [
         (f"p {short}", f"p_{meaning}_{primary}", "right")
@@ -298,6 +298,8 @@ def _show(result: Any, folder: Path, page: Path) -> None:
         table.add_column(title, justify=justify, min_width=width, overflow="fold", no_wrap=not name)  # type: ignore[arg-type]
     for row in top:
         table.add_row(*(Text(_cell(row[key])) for _, key, _ in shown))
+    # A title of the table's own would be broken where the table is short.
+    console.print(Text(f"Most suspicious by {primary}", style="table.title"), soft_wrap=True)
     console.print(table, width=max(console.width, NARROWEST), crop=False)
 
     _show_metrics(result.metrics["contrasts"])
@@ -329,7 +331,7 @@ def _show_failed(table: Any) -> None:
         )
 
 
-def _table(title: str) -> Table:
+def _table(title: str | None) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
