@@ -1,11 +1,13 @@
 """A mixture with stored points planted in it: what a detector should find is known exactly."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from memjax._core.checks import check_count
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
 from memjax.densities.mixture import GaussianMixture
@@ -46,11 +48,14 @@ class PlantedMixture(NamedTuple):
         Returns:
             One number a point, in nats.
         """
-        num = int(self.density.log_weights.size - self.background.log_weights.size)
+        num = self.density.weights.size - self.background.weights.size
+        planted = self.points[:num]
+        alone = GaussianMixture([1 / num] * num, planted, jnp.zeros_like(planted))
+        prior = math.log(num * self.weight) - math.log1p(-num * self.weight)
 
         def one(x):
-            joint = self.density._log_joint(x, jnp.asarray(sigma, x.dtype))
-            return jax.nn.logsumexp(joint[-num:]) - jax.nn.logsumexp(joint[:-num])
+            level = jnp.asarray(sigma, x.dtype)
+            return prior + alone.log_prob(x, level) - self.background.log_prob(x, level)
 
         return jax.vmap(one)(self.points)
 
@@ -89,13 +94,9 @@ def planted_mixture(
     >>> bool(odds[world.stored].min() > 0 > odds[~world.stored].max())
     True
     """
-    for name, value, least in (
-        ("d", d, BROAD[0]),
-        ("num_stored", num_stored, 1),
-        ("num_ordinary", num_ordinary, 1),
-    ):
-        if value < least:
-            raise InputError(f"{name}: expected at least {least}, got {value}")
+    check_count("d", d, BROAD[0])
+    check_count("num_stored", num_stored, 1)
+    check_count("num_ordinary", num_ordinary, 1)
     if not 0 < weight * num_stored < 1:
         raise InputError(
             f"weight: expected a positive number below 1/{num_stored} (num_stored), got {weight}"

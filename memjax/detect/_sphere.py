@@ -3,11 +3,10 @@
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from memjax._core.errors import InputError
-from memjax._core.status import Status
-from memjax.detect.protocol import Evaluation, Evidence, Point
+from memjax.detect.protocol import Evidence, Point, image_size
 
 
 def check_sphere(radius: float, num_pairs: int) -> None:
@@ -24,18 +23,6 @@ def check_sphere(radius: float, num_pairs: int) -> None:
         raise InputError(f"radius: expected a positive finite number, got {radius}")
     if num_pairs < 1:
         raise InputError(f"num_pairs: expected at least 1, got {num_pairs}")
-
-
-def image_size(evidence: Evidence) -> int:
-    """Numbers in the image that some evidence is about.
-
-    Args:
-        evidence: with at least one point in it.
-
-    Returns:
-        The d that the detectors' ``needs`` were told.
-    """
-    return next(e.displacement.size for e in evidence.values() if isinstance(e, Evaluation))
 
 
 def sphere_points(
@@ -132,15 +119,3 @@ def mean_of_pairs(
     if len(each) == 1:
         return mean, jnp.full_like(mean, jnp.inf)
     return mean, jnp.std(each, ddof=1) / len(each) ** 0.5
-
-
-def undefined_if(undefined: Bool[Array, ""]) -> Int[Array, ""]:
-    """Status of a statistic that does not exist where some direction is 0/0.
-
-    Args:
-        undefined: whether it is so here.
-
-    Returns:
-        ``Status.UNDEFINED`` or ``Status.OK``.
-    """
-    return jnp.where(undefined, jnp.int32(Status.UNDEFINED), jnp.int32(Status.OK))

@@ -12,7 +12,6 @@ from memjax.detect._sphere import (
     field_on_sphere,
     mean_of_pairs,
     sphere_points,
-    undefined_if,
 )
 from memjax.detect.protocol import (
     Branch,
@@ -24,6 +23,7 @@ from memjax.detect.protocol import (
     Trajectory,
     check_sigma,
     finding,
+    undefined_if,
 )
 from memjax.detect.sphere_loss import losses_on_sphere
 

@@ -11,14 +11,21 @@ from memjax._core.errors import InputError
 from memjax.detect._sphere import (
     check_sphere,
     field_on_sphere,
-    image_size,
     mean_of_pairs,
     sphere_points,
-    undefined_if,
 )
 from memjax.detect.evaluate import evaluate_detectors
 from memjax.detect.products import Trace
-from memjax.detect.protocol import Evidence, Finding, Need, Point, check_sigma, finding
+from memjax.detect.protocol import (
+    Evidence,
+    Finding,
+    Need,
+    Point,
+    check_sigma,
+    finding,
+    image_size,
+    undefined_if,
+)
 from memjax.diffusion.combine import Score
 
 

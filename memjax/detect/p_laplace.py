@@ -14,10 +14,8 @@ from memjax._core.p_laplace import p_laplacian_from_parts
 from memjax.detect._sphere import (
     check_sphere,
     field_on_sphere,
-    image_size,
     mean_of_pairs,
     sphere_points,
-    undefined_if,
 )
 from memjax.detect.products import AlongGap, AlongScore, Roundoff, Trace, TraceGap
 from memjax.detect.protocol import (
@@ -28,6 +26,8 @@ from memjax.detect.protocol import (
     Product,
     check_sigma,
     finding,
+    image_size,
+    undefined_if,
 )
 
 

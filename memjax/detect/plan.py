@@ -117,8 +117,7 @@ def flow_of(trajectory: Trajectory, score: Score, condition: PyTree) -> Probabil
 def _flow_cost(trajectory: Trajectory, d: int) -> Cost:
     flow = flow_of(trajectory, lambda x, sigma, condition: x, None)
     assert flow.num_evaluations is not None
-    jvp, vjp = flow.plan.divergence.products(d)
-    return Cost(1, jvp, vjp).times(flow.num_evaluations)
+    return flow.cost(d, flow.num_evaluations)
 
 
 def cost(detectors: tuple[Detector, ...], d: int) -> Cost:

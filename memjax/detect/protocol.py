@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from memjax._core.cost import Cost
 from memjax._core.errors import InputError
@@ -222,6 +222,30 @@ def finding(
         jnp.where(keep, error, nan),
         found,
     )
+
+
+def image_size(evidence: Evidence) -> int:
+    """Numbers in the image that some evidence is about.
+
+    Args:
+        evidence: with at least one point in it.
+
+    Returns:
+        The d that the detectors' ``needs`` were told.
+    """
+    return next(e.displacement.size for e in evidence.values() if isinstance(e, Evaluation))
+
+
+def undefined_if(undefined: Bool[Array, ""]) -> Int[Array, ""]:
+    """Status of a statistic that does not exist where some direction is 0/0.
+
+    Args:
+        undefined: whether it is so here.
+
+    Returns:
+        ``Status.UNDEFINED`` or ``Status.OK``.
+    """
+    return jnp.where(undefined, jnp.int32(Status.UNDEFINED), jnp.int32(Status.OK))
 
 
 @runtime_checkable

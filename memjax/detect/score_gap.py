@@ -10,9 +10,16 @@ from memjax._core.checks import check_count, check_positive
 from memjax._core.errors import InputError
 from memjax.calculus.p_laplace import ROUNDINGS
 from memjax.detect._draws import Draws
-from memjax.detect._sphere import undefined_if
 from memjax.detect.products import AlongGap
-from memjax.detect.protocol import Evidence, Finding, Need, Point, check_sigma, finding
+from memjax.detect.protocol import (
+    Evidence,
+    Finding,
+    Need,
+    Point,
+    check_sigma,
+    finding,
+    undefined_if,
+)
 
 # Every class below has the fields of Draws first; only their defaults differ.
 

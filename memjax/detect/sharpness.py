@@ -17,7 +17,7 @@ from memjax.detect.products import (
     SpectralQuadrature,
     Spectrum,
 )
-from memjax.detect.protocol import Evidence, Finding, Need, finding
+from memjax.detect.protocol import Evidence, Finding, Need, finding, image_size
 from memjax.linalg.quadrature import SpectralDensity
 
 # Every class below has the fields of Draws first; only their defaults differ.
@@ -133,7 +133,7 @@ class Sharpness(_SpectralSum):
 
     def finish(self, evidence: Evidence) -> Finding:
         """``-sigma^(2p) tr H^p / d``."""
-        total, d = self._sum(evidence, lambda z: z**self.order), _size(evidence, self)
+        total, d = self._sum(evidence, lambda z: z**self.order), image_size(evidence)
         raw = total.value / self.sigma ** (2 * self.order)
         return finding(-total.value / d, raw, total.error / d, score=total.seen)
 
@@ -187,7 +187,7 @@ class NegativeShare(_SpectralSum):
     def finish(self, evidence: Evidence) -> Finding:
         """Count them."""
         total = self._sum(evidence, _indicator(lambda z: z < -self.threshold))
-        d = _size(evidence, self)
+        d = image_size(evidence)
         return finding(total.value / d, total.value, total.error / d, score=total.seen)
 
 
@@ -243,7 +243,7 @@ class FloorShare(_SpectralSum):
     def finish(self, evidence: Evidence) -> Finding:
         """Count them."""
         total = self._sum(evidence, _indicator(lambda z: 1 + z <= self.window))
-        d = _size(evidence, self)
+        d = image_size(evidence)
         return finding(total.value / d, total.value, total.error / d, score=total.seen)
 
 
@@ -290,7 +290,7 @@ class BelowFloor(_SpectralSum):
     def finish(self, evidence: Evidence) -> Finding:
         """Count them."""
         total = self._sum(evidence, _indicator(lambda z: z < -(1 + self.slack)))
-        d = _size(evidence, self)
+        d = image_size(evidence)
         return finding(total.value / d, total.value, total.error / d, score=total.seen)
 
 
@@ -442,7 +442,3 @@ class SharpnessProxy(Draws):
 def _check_order(order: int) -> None:
     if order not in (1, 3):
         raise InputError(f"order: expected 1 or 3, got {order}")
-
-
-def _size(evidence: Evidence, draws: Draws) -> int:
-    return evidence[draws.points()[0]].score.size

@@ -6,8 +6,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from memjax.detect._sphere import check_sphere, image_size, mean_of_pairs, sphere_points
-from memjax.detect.protocol import Evidence, Finding, Need, check_sigma, finding
+from memjax.detect._sphere import check_sphere, mean_of_pairs, sphere_points
+from memjax.detect.protocol import Evidence, Finding, Need, check_sigma, finding, image_size
 
 
 @dataclasses.dataclass(frozen=True)

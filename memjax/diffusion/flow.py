@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from memjax._core.checks import check_count, check_positive
-from memjax._core.cost import Cost
+from memjax._core.cost import Cost, Count
 from memjax._core.errors import InputError
 from memjax._core.status import Status
 from memjax.diffusion._divergence import Divergence, Rates, mean_error
@@ -153,7 +153,7 @@ class ProbabilityFlow(eqx.Module):
             self.cost(x.size, trajectory.evaluations),
         )
 
-    def cost(self, d: int, evaluations: Int[Array, ""]) -> Cost:
+    def cost(self, d: int, evaluations: Count) -> Cost:
         """Network products of a number of evaluations in d dimensions."""
         jvp, vjp = self.plan.divergence.products(d)
         return Cost(evaluations, jvp * evaluations, vjp * evaluations)

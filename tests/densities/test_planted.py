@@ -65,9 +65,9 @@ def test_odds_say_where_the_score_is_a_stored_points(world):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d": 1}, "d: expected at least 2, got 1"),
-        ({"num_stored": 0}, "num_stored: expected at least 1, got 0"),
-        ({"num_ordinary": 0}, "num_ordinary: expected at least 1, got 0"),
+        ({"d": 1}, "d: expected a whole number at least 2, got 1"),
+        ({"num_stored": 0}, "num_stored: expected a whole number at least 1, got 0"),
+        ({"num_ordinary": 0}, "num_ordinary: expected a whole number at least 1, got 0"),
         ({"weight": 0.0}, r"weight: expected a positive number below 1/20 \(num_stored\), got 0.0"),
         ({"weight": 0.05}, r"weight: expected a positive number below 1/20 \(num_stored\)"),
     ],
