@@ -73,12 +73,17 @@ def test_problems_know_their_spectrum(load, name):
     assert np.allclose(problem.apply(jnp.asarray(dense[:, 0], jnp.float32)), dense @ dense[0])
 
 
-def test_the_plain_lanczos_finds_what_a_dense_solver_does(load):
+def test_the_plain_lanczos_finds_what_a_dense_solver_does(load, x64):
     peers, problem = load("_krylov_peers"), load("lanczos")._problem("path", True, 0)
     runs = peers.unrestarted(problem)
     assert len(runs) == 3
     assert all(run.complete and run.residual <= problem.tol for run in runs)
     assert all(problem.k <= run.products <= problem.n for run in runs)
+    lengths = [run.products for run in runs]
+    ours = peers.memjax_told(problem, lengths)
+    assert [run.products for run in ours] == lengths
+    assert all(run.complete and run.residual <= 1.1 * problem.tol for run in ours)
+    assert all(run.residual > problem.tol for run in peers.memjax_told(problem, [10] * 3))
     # One vector sees one copy of each double eigenvalue.
     ring = load("lanczos")._problem("ring", True, 0)
     assert not any(run.complete for run in peers.unrestarted(ring))
