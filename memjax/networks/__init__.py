@@ -1,4 +1,4 @@
-"""Flax networks that memjax trains itself, and the one convolution they all use."""
+"""Networks: those memjax trains itself, those of published checkpoints, and their convolution."""
 
 import lazy_loader as _lazy
 

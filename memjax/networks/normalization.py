@@ -21,17 +21,18 @@ from jaxtyping import Array, Float
 
 from memjax._core.errors import InputError
 
-_EPS = 1e-6
 
-
-def group_normalize(x: Float[Array, "h w c"], groups: int) -> Float[Array, "h w c"]:
+def group_normalize(
+    x: Float[Array, "h w c"], groups: int, eps: float | int = 1e-6
+) -> Float[Array, "h w c"]:
     """Zero mean and unit variance over the pixels and channels of each group of channels.
 
-        h = (x - mean) / sqrt(variance + 1e-6)
+        h = (x - mean) / sqrt(variance + eps)
 
     Args:
         x: one image, channels last.
         groups: of neighboring channels, a divisor of their number. Static.
+        eps: positive. Static.
 
     Returns:
         The normalized image.
@@ -44,27 +45,27 @@ def group_normalize(x: Float[Array, "h w c"], groups: int) -> Float[Array, "h w 
     References:
         Wu, He (2018), arXiv:1803.08494, equation 1.
     """
-    if x.shape[-1] % groups:
+    if groups < 1 or x.shape[-1] % groups:
         raise InputError(f"groups: expected a divisor of {x.shape[-1]} channels, got {groups}")
-    return _normalized(x, groups)
+    return _normalized(x, groups, float(eps))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _normalized(x, groups):
-    return _with_scale(x, groups)[0]
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _normalized(x, groups, eps):
+    return _with_scale(x, groups, eps)[0]
 
 
 @_normalized.defjvp
-def _normalized_jvp(groups, primals, tangents):
+def _normalized_jvp(groups, eps, primals, tangents):
     (x,), (t,) = primals, tangents
-    h, r = _with_scale(x, groups)
+    h, r = _with_scale(x, groups, eps)
     return h, _bind(t, h, r)
 
 
-def _with_scale(x: Float[Array, "h w c"], groups: int) -> tuple[Array, Array]:
+def _with_scale(x: Float[Array, "h w c"], groups: int, eps: float) -> tuple[Array, Array]:
     """The normalized image, and by how much each group was scaled."""
     centered = x - _spread(_mean(x, groups), x.shape[-1])
-    r = jax.lax.rsqrt(_mean(centered * centered, groups) + _EPS)
+    r = jax.lax.rsqrt(_mean(centered * centered, groups) + eps)
     return centered * _spread(r, x.shape[-1]), r
 
 
