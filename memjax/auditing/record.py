@@ -1,5 +1,6 @@
 """What must be written down to repeat an audit: hashes, versions, parameters, costs."""
 
+import dataclasses
 import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -140,6 +141,7 @@ def _model_record(model: Model, name: str | None, digest: str) -> dict[str, Any]
         "sigma_min": model.sigma_min,
         "sigma_max": model.sigma_max,
         "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(model)),
+        "origin": {**dataclasses.asdict(model.origin), "sha256": dict(model.origin.sha256)},
     }
 
 

@@ -68,7 +68,9 @@ def audit(
       d1/d2 < 1/3 (distances from the sample to its nearest and second nearest distinct image).
 
     Args:
-        model: a score with its noise range and data scale, as from ``memjax.load``.
+        model: a score with its noise range and data scale, as from ``memjax.load``. Where the
+            files it was read from do not say the standard deviation of its data, that of
+            ``images`` is taken, and the manifest says so.
         images: the rows, as from ``memjax.load_images``; or an array [n, ...] in [-1, 1].
         detectors: names (``"flipd"``, ``"flipd@0.1"`` at 0.1 times the data's standard
             deviation) or detectors; the first is the primary one. ``"all"`` stands for every
@@ -127,6 +129,8 @@ def audit(
         baseline,
         chunk_size,
     )
+    if model.origin.assumed:
+        model = model.with_data_std(_measured_std(model, rows), "measured on the audited images")
     among = row_mask(trained_on, len(rows), "trained_on")
     given = Given(
         conditions=conditions is not None,
@@ -232,6 +236,13 @@ def audit(
         result.write(out)
         parts.discard()
     return result
+
+
+def _measured_std(model: Model, rows: ImageSet) -> float:
+    """Standard deviation of the readable images as the score sees them."""
+    encode = jax.jit(lambda m, images: jax.lax.map(m.encode, images, batch_size=16))
+    encoded = encode(model, jnp.asarray(rows.images[np.asarray(rows.ok)]))
+    return float(np.std(np.asarray(encoded), dtype=np.float64))
 
 
 def _stack(parts: Sequence[RowFindings]) -> RowFindings:

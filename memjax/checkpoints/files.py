@@ -19,13 +19,13 @@ import numpy as np
 import safetensors.numpy
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
 
 from memjax._core.errors import CheckpointError, InputError
 from memjax._core.files import write_atomically
 from memjax._core.text import one_line
+from memjax.checkpoints._safetensors import parse_weights, read_json, refuse_pickle
 from memjax.diffusion.adapters import LinenNetwork, callable_pytree
-from memjax.diffusion.model import Model, identity
+from memjax.diffusion.model import Model, Origin, identity
 from memjax.diffusion.prediction import EDMPreconditioned, PredictionScore, from_prediction
 from memjax.diffusion.schedule import schedule_from_config
 from memjax.networks.mlp import ResidualMLP
@@ -37,10 +37,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 _NETWORKS: dict[str, type[nn.Module]] = {"ResidualMLP": ResidualMLP, "UNet": UNet}
-_PICKLED = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
-# A configuration is a page of text, and our networks are small: larger numbers are no model of
-# ours, and would make building one take forever.
-_MAX_CONFIG_BYTES = 2**20
+# Our networks are small: larger numbers are no model of ours, and would make building one take
+# forever.
 _MAX_SIZE = 2**16
 _MAX_DEPTH = 64
 
@@ -124,7 +122,18 @@ def load(path: str | os.PathLike) -> Model:
     try:
         score = from_prediction(network, prediction=prediction, schedule=schedule)  # pyright: ignore[reportArgumentType]
         return Model(
-            score, shape, null_condition=None if null is None else jnp.int32(null), **numbers
+            score,
+            shape,
+            null_condition=None if null is None else jnp.int32(null),
+            origin=Origin(
+                folder=path.resolve().name,
+                network=type(module).__name__,
+                schedule=one_line(repr(score.schedule), limit=400),
+                prediction=prediction,
+                sha256=((WEIGHTS_FILE, config["weights"]["sha256"]),),
+                data_std="of the training",
+            ),
+            **numbers,
         )
     except InputError as error:
         raise CheckpointError(f"{path / CONFIG_FILE}: {one_line(str(error))}") from None
@@ -143,27 +152,15 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
         CheckpointError: as for ``load``, as far as the configuration goes.
     """
     path = Path(path)
-    if path.suffix.lower() in _PICKLED:
-        _refuse_pickle(path)
     if not path.is_dir():
+        refuse_pickle(path)
         found = "a file" if path.exists() else "nothing"
         raise CheckpointError(f"{path}: expected the folder of a saved model, found {found}")
     file = path / CONFIG_FILE
     if not file.is_file():
-        pickled = sorted(p for p in path.iterdir() if p.suffix.lower() in _PICKLED)
-        if pickled:
-            _refuse_pickle(pickled[0])
+        refuse_pickle(path)
         raise CheckpointError(f"{path}: expected a file {CONFIG_FILE}, found none")
-    try:
-        with open(file, "rb") as stream:
-            data = stream.read(_MAX_CONFIG_BYTES + 1)
-        if len(data) > _MAX_CONFIG_BYTES:
-            raise ValueError(f"more than {_MAX_CONFIG_BYTES} bytes")
-        config = json.loads(data)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: expected JSON, found: {one_line(str(error))}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(config).__name__}")
+    config = read_json(file)
     if config.get("format") != FORMAT:
         _fail(file, "format", repr(FORMAT), one_line(repr(config.get("format")), limit=80))
     if config.get("version") != VERSION:
@@ -277,12 +274,7 @@ def _variables(
     if digest != record.get("sha256"):
         expected = one_line(str(record.get("sha256")), limit=64)
         _fail(file, "sha256", expected, f"{digest} ({len(data)} bytes): damaged or exchanged")
-    try:
-        arrays = safetensors.numpy.load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{file}: expected safetensors, found: {one_line(str(error))}"
-        ) from None
+    arrays = parse_weights(data, file)
     try:
         x = jax.ShapeDtypeStruct(shape, jnp.float32)
         t = jax.ShapeDtypeStruct((), jnp.float32)
@@ -358,14 +350,6 @@ def _positive(value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < math.inf:
         raise ValueError("a positive number")
     return float(value)
-
-
-def _refuse_pickle(path: Path) -> NoReturn:
-    raise CheckpointError(
-        f"{path}: expected safetensors, found {path.suffix}, which may be a pickle and run code "
-        "when read; convert it where you trust it: safetensors.torch.save_file("
-        "torch.load(file, weights_only=True), 'model.safetensors')"
-    )
 
 
 def _fail(file: Path, key: str, expected: str, found: str) -> NoReturn:

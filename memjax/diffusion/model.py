@@ -1,5 +1,6 @@
 """A model: a score with what one must know about it."""
 
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -15,6 +16,34 @@ from memjax.diffusion.combine import Score
 def identity(x: PyTree) -> PyTree:
     """Return x: the encoder and decoder of a model that works on pixels."""
     return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a model comes from: facts for the record, which change no number.
+
+    All origins compare equal, so that models of one architecture share compiled programs
+    whatever files they were read from.
+
+    Attributes:
+        folder: name of the folder it was read from.
+        pipeline: what the folder holds, such as ``"DDPMPipeline"``; empty for a single network.
+        network: class of the network.
+        schedule: how noise was added in training, in words.
+        prediction: what the network predicts.
+        sha256: name and SHA-256 of the weights of every part.
+        data_std: where the model's ``data_std`` comes from, in words.
+        assumed: whether that is a guess, which an audit replaces by what it measures.
+    """
+
+    folder: str = dataclasses.field(default="", compare=False)
+    pipeline: str = dataclasses.field(default="", compare=False)
+    network: str = dataclasses.field(default="", compare=False)
+    schedule: str = dataclasses.field(default="", compare=False)
+    prediction: str = dataclasses.field(default="", compare=False)
+    sha256: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
+    data_std: str = dataclasses.field(default="", compare=False)
+    assumed: bool = dataclasses.field(default=False, compare=False)
 
 
 class Model(eqx.Module):
@@ -34,6 +63,7 @@ class Model(eqx.Module):
             that has none.
         encode: image -> x, one sample. The identity in pixel space.
         decode: x -> image.
+        origin: the files that the model was read from; empty for one made in memory.
 
     Raises:
         InputError: a shape, noise level or standard deviation that is not positive, sigma_min
@@ -51,6 +81,7 @@ class Model(eqx.Module):
     sigma_min: float = eqx.field(static=True)
     sigma_max: float = eqx.field(static=True)
     data_std: float = eqx.field(static=True)
+    origin: Origin = eqx.field(static=True)
 
     def __init__(
         self,
@@ -63,6 +94,7 @@ class Model(eqx.Module):
         null_condition: PyTree = None,
         encode: Callable = identity,
         decode: Callable = identity,
+        origin: Origin = Origin(),  # noqa: B008  (immutable)
     ):
         self.raw_score = callable_pytree(score, "score")
         self.null_condition = jax.tree.map(jnp.asarray, null_condition)
@@ -72,6 +104,7 @@ class Model(eqx.Module):
         self.sigma_min = float(sigma_min)
         self.sigma_max = float(sigma_max)
         self.data_std = float(data_std)
+        self.origin = origin
         if any(n < 1 for n in self.event_shape):
             raise InputError(f"event_shape: expected positive sizes, got {self.event_shape}")
         if not 0 < self.sigma_min <= self.sigma_max < float("inf"):
@@ -81,6 +114,28 @@ class Model(eqx.Module):
             )
         if not 0 < self.data_std < float("inf"):
             raise InputError(f"data_std: expected a positive number, got {self.data_std}")
+
+    def with_data_std(self, data_std: float, source: str) -> "Model":
+        """The same model with another standard deviation of the data.
+
+        Args:
+            data_std: > 0, in the score's space, over all coordinates.
+            source: where it comes from, in words, for ``origin``.
+
+        Raises:
+            InputError: ``data_std`` is not positive.
+        """
+        return Model(
+            self.raw_score,
+            self.event_shape,
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+            data_std=data_std,
+            null_condition=self.null_condition,
+            encode=self.encode,
+            decode=self.decode,
+            origin=dataclasses.replace(self.origin, data_std=source, assumed=False),
+        )
 
     def score(
         self,

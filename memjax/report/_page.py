@@ -346,10 +346,15 @@ def _pairs(record: Record) -> list[list[str]]:
     return lines
 
 
+def _data_std(model: Record, origin: Record) -> str:
+    number, source = _number(model.number("data_std")), origin.text("data_std", limit=100)
+    return f"{number} ({source})" if source and number != _NONE else number
+
+
 def _facts(audit: Audit) -> dict[str, list[list[str]]]:
     manifest = audit.manifest
     model, data = manifest.record("model"), manifest.record("data")
-    samples = manifest.record("samples")
+    samples, origin = manifest.record("samples"), model.record("origin")
     shape = " \u00d7 ".join(str(n) for n in model.items("event_shape")[:8])
     calibrations = [
         f"{c.meaning}: {_count(c.record.count('count'))} "
@@ -383,8 +388,14 @@ def _facts(audit: Audit) -> dict[str, list[list[str]]]:
             ["sha256", model.text("sha256") or _NONE],
             ["image shape", one_line(shape, limit=100) or _NONE],
             ["parameters", _count(model.count("parameters"))],
-            ["standard deviation of the data", _number(model.number("data_std"))],
+            ["standard deviation of the data", _data_std(model, origin)],
             ["noise levels (sigma)", sigma],
+            ["folder", origin.text("folder") or _NONE],
+            ["pipeline", origin.text("pipeline") or _NONE],
+            ["network", origin.text("network") or _NONE],
+            ["schedule", origin.text("schedule", limit=400) or _NONE],
+            ["prediction", origin.text("prediction") or _NONE],
+            *([f"sha256 of {key}", value] for key, value in _pairs(origin.record("sha256"))),
         ],
         "data": [
             ["name", data.text("name") or _NONE],
