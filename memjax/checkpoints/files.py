@@ -23,7 +23,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from memjax._core.errors import CheckpointError, InputError
 from memjax._core.files import write_atomically
 from memjax._core.text import one_line
-from memjax.checkpoints._safetensors import parse_weights, read_json, refuse_pickle
+from memjax.checkpoints._safetensors import (
+    open_inside,
+    parse_weights,
+    read_json,
+    refuse_pickle,
+)
 from memjax.diffusion.adapters import LinenNetwork, callable_pytree
 from memjax.diffusion.model import Model, Origin, identity
 from memjax.diffusion.prediction import EDMPreconditioned, PredictionScore, from_prediction
@@ -266,10 +271,8 @@ def _variables(
         found = one_line(repr(record.get("file")), limit=80)
         _fail(path / CONFIG_FILE, "weights.file", repr(WEIGHTS_FILE), found)
     file = path / WEIGHTS_FILE
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{file}: expected the weights, found: {error.strerror}") from None
+    with open_inside(file, "the weights") as stream:
+        data = stream.read()
     digest = hashlib.sha256(data).hexdigest()
     if digest != record.get("sha256"):
         expected = one_line(str(record.get("sha256")), limit=64)

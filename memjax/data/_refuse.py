@@ -1,10 +1,9 @@
 """How the readers of one image say no: an exception that carries the status of its row."""
 
 import io
-import os
-import stat
 from pathlib import Path
 
+from memjax._core import files
 from memjax._core.status import Status
 from memjax._core.text import one_line
 
@@ -35,22 +34,10 @@ def describe(error: BaseException) -> str:
 def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file for reading; never a link, a pipe, a device or a folder.
 
-    Opening a pipe or a device can block or have effects, so the path is looked at before; the
-    open file is looked at again, because the path may have changed in between.
-
     Raises:
         RefusedError: not a regular file, or not readable.
     """
-    flags = os.O_RDONLY
-    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
-        flags |= getattr(os, name, 0)
     try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            raise corrupt("not a regular file")
-        file = os.fdopen(os.open(path, flags), "rb")
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise corrupt("not a regular file")
+        return files.open_regular(path)
     except OSError as error:
-        raise corrupt(f"cannot be opened: {error.strerror}") from None
-    return file
+        raise corrupt(error.strerror or "cannot be opened") from None
