@@ -18,7 +18,7 @@ from memjax.networks._layers import (
     nearest,
     pointwise,
 )
-from memjax.networks._weights import Weights
+from memjax.networks._weights import WAY_OUT, Weights
 
 Attend = Callable[[Weights, Float[Array, "h w c"]], Float[Array, "h w c"]]
 Resample = Literal["conv", "resnet"] | None
@@ -102,11 +102,11 @@ def downsample(p: Weights, x: Float[Array, "h w c"], padding: int) -> Float[Arra
 
 
 def upsample(
-    p: Weights, x: Float[Array, "h w c"], size: tuple[int, int] | None = None
+    p: Weights, x: Float[Array, "h w c"], size: Sequence[int] | None = None
 ) -> Float[Array, "p q c"]:
     """Enlarge to ``size``, twice the image's own by default, then convolve."""
-    size = (2 * x.shape[0], 2 * x.shape[1]) if size is None else size
-    return doubled_convolve(p / "conv", x, x.shape[-1], size)
+    height, width = (2 * x.shape[0], 2 * x.shape[1]) if size is None else size
+    return doubled_convolve(p / "conv", x, x.shape[-1], (height, width))
 
 
 def middle(
@@ -215,5 +215,5 @@ def same_channels(in_channels: int, out_channels: int) -> None:
     if out_channels not in (in_channels, 2 * in_channels):
         raise InputError(
             f"out_channels: expected in_channels = {in_channels}, or twice as many where the "
-            f"variance is learned, got {out_channels}; memjax.from_torch takes any PyTorch module"
+            f"variance is learned, got {out_channels}; {WAY_OUT}"
         )

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
-from numpy.typing import DTypeLike
 
 from memjax._core.errors import InputError
 from memjax._core.text import one_line
@@ -22,7 +23,7 @@ Leaf = Array | jax.ShapeDtypeStruct
 
 Table = TypeVar("Table", bound=tuple)
 
-_WAY_OUT = "memjax.from_torch takes any PyTorch module"
+WAY_OUT = "memjax.from_torch takes any PyTorch module"
 
 
 class Weights:
@@ -40,7 +41,7 @@ class Weights:
 
     def __init__(
         self,
-        arrays: Mapping[str, Array],
+        arrays: Mapping[str, Any],
         dtype: DTypeLike,
         prefix: str = "",
         used: set[str] | None = None,
@@ -69,41 +70,37 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 def current_names(weights: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """The same arrays, those of attention blocks under the names that diffusers uses since 0.15."""
+    """The same arrays, attention layers under the names that diffusers gives them today."""
 
     def current(name):
-        *path, layer, kind = name.split(".")
+        path = name.split(".")
         if "attentions" in path:
-            layer = _OLD_ATTENTION.get(layer, layer)
-        return ".".join([*path, layer, kind])
+            path[-2:-1] = [_OLD_ATTENTION.get(part, part) for part in path[-2:-1]]
+        return ".".join(path)
 
-    return {current(name) if "." in name else name: leaf for name, leaf in weights.items()}
+    return {current(name): leaf for name, leaf in weights.items()}
 
 
-def check_all_used(
-    model: str, weights: Mapping[str, Leaf], run: Callable[[Weights, DTypeLike], Any]
-) -> None:
+def check_all_used(model: str, weights: Mapping[str, Leaf], run: Callable[[Weights], Any]) -> None:
     """Trace a network on the shapes of its weights: each array it needs is there, and no other.
 
     Args:
         model: name of the class, for the message.
         weights: arrays or their shapes; nothing is computed.
-        run: calls the network with the weights it is given, on inputs of the given dtype.
+        run: calls the network with the weights it is given, on inputs in float32.
 
     Raises:
         InputError: an array is missing, has another shape, or is used nowhere.
     """
     used: set[str] = set()
-    floating = jax.numpy.float32
-    jax.eval_shape(
-        lambda arrays: run(Weights(arrays, floating, used=used), floating), dict(weights)
-    )
+    jax.eval_shape(lambda arrays: run(Weights(arrays, jnp.float32, used=used)), dict(weights))
     unused = sorted(set(weights) - used)
     if unused:
+        first = one_line(unused[0], limit=120)
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         raise InputError(
-            f"weights: expected the arrays of {model} with these options, got also "
-            f"{one_line(unused[0], limit=120)!r}{f' and {len(unused) - 1} more' * (len(unused) > 1)}"
-            f"; {_WAY_OUT}"
+            f"weights: expected only what a {model} with these options has, "
+            f"got also {first!r}{more}; {WAY_OUT}"
         )
 
 
@@ -132,12 +129,12 @@ def read_options(table: type[Table], config: Mapping[str, Any], model: str) -> T
             if not _fits(values[name], hints[name]):
                 raise InputError(
                     f"{name}: expected {_describe(hints[name])} in a {model}, "
-                    f"got {_shown(value)}; {_WAY_OUT}"
+                    f"got {_shown(value)}; {WAY_OUT}"
                 )
         elif not name.startswith("_") and value is not None:
             raise InputError(
                 f"{one_line(name, limit=80)}: expected no such option in a {model}, "
-                f"got {_shown(value)}; {_WAY_OUT}"
+                f"got {_shown(value)}; {WAY_OUT}"
             )
     return table(**values)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ class UNet2DModel(eqx.Module):
     options: UNet2DOptions = eqx.field(static=True)
 
     @classmethod
-    def from_weights(cls, weights: Mapping[str, Leaf], config: Mapping[str, Any]) -> Self:
+    def from_weights(cls, weights: Mapping[str, Leaf], config: Mapping[str, Any]) -> "UNet2DModel":
         """The network of these weights, once every array is known to be used.
 
         Args:
@@ -122,9 +122,9 @@ class UNet2DModel(eqx.Module):
         same_channels(options.in_channels, options.out_channels)
         network = cls(current_names(weights), options)
 
-        def run(weights, dtype):
+        def run(weights):
             side = 2 ** (len(options.block_out_channels) - 1)
-            x = jnp.zeros((side, side, options.in_channels), dtype)
+            x = jnp.zeros((side, side, options.in_channels), jnp.float32)
             label = jnp.int32(0) if network._labeled else None
             return network._run(weights, x, jnp.float32(0), label)
 
