@@ -1,3 +1,7 @@
+from .autoencoder_kl import AutoencoderKL as AutoencoderKL
+from .clip_text import CLIPTextModel as CLIPTextModel
+from .clip_text import CLIPTextModelWithProjection as CLIPTextModelWithProjection
+from .clip_text import TextEncoding as TextEncoding
 from .convolution import conv as conv
 from .mlp import ResidualMLP as ResidualMLP
 from .unet import UNet as UNet
@@ -5,4 +9,15 @@ from .unet2d import UNet2DModel as UNet2DModel
 from .unet2d_condition import TextCondition as TextCondition
 from .unet2d_condition import UNet2DConditionModel as UNet2DConditionModel
 
-__all__ = ["ResidualMLP", "TextCondition", "UNet", "UNet2DConditionModel", "UNet2DModel", "conv"]
+__all__ = [
+    "AutoencoderKL",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "ResidualMLP",
+    "TextCondition",
+    "TextEncoding",
+    "UNet",
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "conv",
+]

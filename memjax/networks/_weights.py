@@ -99,7 +99,7 @@ def check_all_used(model: str, weights: Mapping[str, Leaf], run: Callable[[Weigh
         first = one_line(unused[0], limit=120)
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         raise InputError(
-            f"weights: expected only what a {model} with these options has, "
+            f"weights: expected only what {model} with these options has, "
             f"got also {first!r}{more}; {WAY_OUT}"
         )
 
@@ -128,12 +128,12 @@ def read_options(table: type[Table], config: Mapping[str, Any], model: str) -> T
             values[name] = _frozen(value)
             if not _fits(values[name], hints[name]):
                 raise InputError(
-                    f"{name}: expected {_describe(hints[name])} in a {model}, "
+                    f"{name}: expected {_describe(hints[name])} for {model}, "
                     f"got {_shown(value)}; {WAY_OUT}"
                 )
         elif not name.startswith("_") and value is not None:
             raise InputError(
-                f"{one_line(name, limit=80)}: expected no such option in a {model}, "
+                f"{one_line(name, limit=80)}: expected no such option for {model}, "
                 f"got {_shown(value)}; {WAY_OUT}"
             )
     return table(**values)

@@ -115,7 +115,7 @@ class UNet2DModel(eqx.Module):
         ...     UNet2DModel.from_weights({}, {"time_embedding_type": "fourier"})
         ... except InputError as error:
         ...     print(str(error).split(";")[0])
-        time_embedding_type: expected 'positional' in a UNet2DModel, got 'fourier'
+        time_embedding_type: expected 'positional' for UNet2DModel, got 'fourier'
         """
         options = read_options(UNet2DOptions, config, "UNet2DModel")
         check_levels(options.block_out_channels, options.down_block_types, options.up_block_types)

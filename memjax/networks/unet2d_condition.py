@@ -153,7 +153,7 @@ class UNet2DConditionModel(eqx.Module):
         ...     UNet2DConditionModel.from_weights({}, {"dual_cross_attention": True})
         ... except InputError as error:
         ...     print(str(error).split(";")[0])
-        dual_cross_attention: expected False in a UNet2DConditionModel, got True
+        dual_cross_attention: expected False for UNet2DConditionModel, got True
         """
         model = "UNet2DConditionModel"
         options = read_options(UNet2DConditionOptions, config, model)
