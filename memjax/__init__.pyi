@@ -7,6 +7,7 @@ from . import detect as detect
 from . import diffusion as diffusion
 from . import evaluate as evaluate
 from . import linalg as linalg
+from . import localize as localize
 from . import networks as networks
 from . import report as report
 from . import training as training
@@ -34,6 +35,7 @@ from .calculus.stencil import divergence_stencil as divergence_stencil
 from .calculus.stencil import p_laplacian_stencil as p_laplacian_stencil
 from .checkpoints.files import load as load
 from .checkpoints.files import save as save
+from .checkpoints.torch_bridge import from_torch as from_torch
 from .data.images import ImageSet as ImageSet
 from .data.images import load_images as load_images
 from .densities.conditional import ConditionalMixture as ConditionalMixture
@@ -53,6 +55,7 @@ from .diffusion.likelihood import bits_per_dim as bits_per_dim
 from .diffusion.likelihood import log_likelihood as log_likelihood
 from .diffusion.likelihood import log_likelihood_ratio as log_likelihood_ratio
 from .diffusion.model import Model as Model
+from .diffusion.model import from_callable as from_callable
 from .diffusion.prediction import from_prediction as from_prediction
 from .diffusion.sampling import sample as sample
 from .diffusion.volume import volume_growth as volume_growth
@@ -122,7 +125,9 @@ __all__ = [
     "eigs",
     "eigsh",
     "evaluate",
+    "from_callable",
     "from_prediction",
+    "from_torch",
     "gap",
     "guided",
     "hessian",
@@ -132,6 +137,7 @@ __all__ = [
     "linearize",
     "load",
     "load_images",
+    "localize",
     "log_likelihood",
     "log_likelihood_ratio",
     "networks",

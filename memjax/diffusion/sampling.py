@@ -196,7 +196,7 @@ def sample(
                 f"{jnp.shape(leaf)}"
             )
     sigmas = noise_levels(model.sigma_max, model.sigma_min, num_steps, rho=rho)
-    sigmas = jnp.asarray(sigmas, _dtype(model))
+    sigmas = jnp.asarray(sigmas, widest_dtype(model))
     key = derive_key(key, "sample")
     chunks = []
     for start in range(0, num_samples, chunk_size):
@@ -212,7 +212,7 @@ def sample(
     return jnp.concatenate(chunks)[:num_samples]
 
 
-def _dtype(model: Model) -> np.dtype:
+def widest_dtype(model: Model) -> np.dtype:
     """The widest floating-point dtype among the weights."""
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(model)}
     floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]

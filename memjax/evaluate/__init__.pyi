@@ -10,6 +10,14 @@ from .distances import group_duplicates as group_duplicates
 from .distances import nearest_by_tile as nearest_by_tile
 from .distances import nearest_neighbors as nearest_neighbors
 from .intervals import proportion_interval as proportion_interval
+from .overlap import MapRanking as MapRanking
+from .overlap import MaskOverlap as MaskOverlap
+from .overlap import OverlapEstimate as OverlapEstimate
+from .overlap import map_ranking as map_ranking
+from .overlap import mask_accuracy as mask_accuracy
+from .overlap import mask_iou as mask_iou
+from .overlap import mask_overlap as mask_overlap
+from .overlap import mean_iou as mean_iou
 from .roc import RateEstimate as RateEstimate
 from .roc import RocCurve as RocCurve
 from .roc import ScoreEstimate as ScoreEstimate
@@ -21,7 +29,10 @@ from .roc import tpr_at_fpr as tpr_at_fpr
 __all__ = [
     "CopyResult",
     "FlagResult",
+    "MapRanking",
+    "MaskOverlap",
     "Neighbors",
+    "OverlapEstimate",
     "RateEstimate",
     "RocCurve",
     "ScoreEstimate",
@@ -33,6 +44,11 @@ __all__ = [
     "find_copies",
     "flag",
     "group_duplicates",
+    "map_ranking",
+    "mask_accuracy",
+    "mask_iou",
+    "mask_overlap",
+    "mean_iou",
     "nearest_by_tile",
     "nearest_neighbors",
     "proportion_interval",
