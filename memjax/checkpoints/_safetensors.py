@@ -191,7 +191,7 @@ def read_json(file: Path, *, limit: int = _MAX_CONFIG_BYTES) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{file}: expected JSON, found: {one_line(str(error))}") from None
     if not isinstance(value, dict):
-        _fail(file, "a JSON object", type(value).__name__)
+        fail(file, "a JSON object", type(value).__name__)
     return value
 
 
@@ -212,11 +212,11 @@ def open_inside(file: Path, what: str) -> Iterator[io.BufferedReader]:
     try:
         target, folder = file.resolve(), file.parent.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a zero byte
-        _fail(file, what, one_line(str(error)))
+        fail(file, what, one_line(str(error)))
     # models--name/snapshots/revision/... is a tree of links into models--name/blobs.
     caches = [p.parent / "blobs" for p in folder.parents if p.name == "snapshots"]
     if not any(target.is_relative_to(home) for home in (folder, *caches)):
-        _fail(file, what, "a link out of its folder")
+        fail(file, what, "a link out of its folder")
     try:
         with open_regular(target) as stream:
             yield stream
@@ -243,13 +243,13 @@ def refuse_pickle(path: Path) -> None:
             _fail_pickled(file, file.suffix)
 
 
-def _find(folder: Path, stem: str, variant: str | None) -> dict[Path, frozenset[str] | None]:
-    """The files of the weights; of each shard, the arrays that the index puts there."""
+def _find(folder: Path, stem: str, variant: str | None) -> dict[Path, Any]:
+    """The files of the weights, each with the names that an index puts there, or None."""
     if variant is not None and not _VARIANT.fullmatch(variant):
         raise InputError(f"variant: expected a name such as 'fp16', got {one_line(repr(variant))}")
     if not folder.is_dir():
         refuse_pickle(folder)
-        _fail(folder, "the folder of a model", "a file" if folder.exists() else "nothing")
+        fail(folder, "the folder of a model", "a file" if folder.exists() else "nothing")
     present = {file.name for file in _list(folder)}
     if variant is None:
         variant = _only_variant(folder, stem, present)
@@ -257,13 +257,13 @@ def _find(folder: Path, stem: str, variant: str | None) -> dict[Path, frozenset[
     file = f"{stem}{infix}.safetensors"
     index = f"{stem}.safetensors.index{infix}.json"
     if file in present and index in present:
-        _fail(folder, f"one of {file} and {index}", "both: remove the one that is out of date")
+        fail(folder, f"one of {file} and {index}", "both: remove the one that is out of date")
     if file in present:
         return {folder / file: None}
     if index in present:
         return _read_index(folder / index)
     refuse_pickle(folder)
-    _fail(folder, f"a file {file} or {index}", "neither")
+    fail(folder, f"a file {file} or {index}", "neither")
 
 
 def _only_variant(folder: Path, stem: str, present: set[str]) -> str | None:
@@ -279,20 +279,20 @@ def _only_variant(folder: Path, stem: str, present: set[str]) -> str | None:
     if not variants or variants[0] == "":
         return None
     if len(variants) > 1:
-        _fail(folder, f"{stem}.safetensors, or one variant of it", ", ".join(variants))
+        fail(folder, f"{stem}.safetensors, or one variant of it", ", ".join(variants))
     return variants[0]
 
 
-def _read_index(index: Path) -> dict[Path, frozenset[str]]:
+def _read_index(index: Path) -> dict[Path, Any]:
     """The shards that an index lists, in order of their names, each with its arrays."""
     places = read_json(index, limit=_MAX_HEADER_BYTES).get("weight_map")
     if not isinstance(places, dict) or not places:
-        _fail(index, "an object weight_map", _show(places))
+        fail(index, "an object weight_map", shown(places))
     shards: dict[str, list[str]] = {}
     for name, place in places.items():
         # A plain name: no folder, no way out of this one.
         if not isinstance(place, str) or not _SHARD.fullmatch(place):
-            _fail(index, "names of safetensors files in this folder", _show(place))
+            fail(index, "names of safetensors files in this folder", shown(place))
         shards.setdefault(place, []).append(name)
     return {index.parent / place: frozenset(shards[place]) for place in sorted(shards)}
 
@@ -314,8 +314,8 @@ def _check_names(file: Path, header: dict[str, _Entry], names: frozenset[str] | 
         return
     missing, extra = sorted(names - header.keys()), sorted(header.keys() - names)
     if missing:
-        _fail(file, f"an array {_show(missing[0])}, as the index says", "none")
-    _fail(file, "the arrays that the index lists", f"{_show(extra[0])} too")
+        fail(file, f"an array {shown(missing[0])}, as the index says", "none")
+    fail(file, "the arrays that the index lists", f"{shown(extra[0])} too")
 
 
 def _read_header(stream: io.BufferedIOBase, file: Path, hasher: Any = None) -> dict[str, _Entry]:
@@ -325,52 +325,52 @@ def _read_header(stream: io.BufferedIOBase, file: Path, hasher: Any = None) -> d
     start = stream.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8:
-        _fail(file, "safetensors", f"{size} bytes")
+        fail(file, "safetensors", f"{size} bytes")
     if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
         if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
             _fail_pickled(file, "an archive or a pickle")
-        _fail(file, "safetensors", f"a header of {length} bytes in a file of {size}")
+        fail(file, "safetensors", f"a header of {length} bytes in a file of {size}")
     data = stream.read(length)
     if hasher is not None:
         hasher.update(start + data)
     try:
         records = _parse(data)
     except ValueError as error:
-        _fail(file, "safetensors", f"no header: {one_line(str(error))}")
+        fail(file, "safetensors", f"no header: {one_line(str(error))}")
     if not isinstance(records, dict):
-        _fail(file, "safetensors", f"a header of {type(records).__name__}")
+        fail(file, "safetensors", f"a header of {type(records).__name__}")
     records.pop("__metadata__", None)  # free text
     entries = {name: _entry(file, name, record) for name, record in records.items()}
     header = dict(sorted(entries.items(), key=lambda item: item[1].begin))
     end = 0
     for name, entry in header.items():
         if entry.begin != end:
-            where = f"{_show(name)} at byte {_show(entry.begin)}, not at {end}"
-            _fail(file, "arrays one after the other", where)
+            where = f"{shown(name)} at byte {shown(entry.begin)}, not at {end}"
+            fail(file, "arrays one after the other", where)
         end = entry.end
     if end != size - 8 - length:
-        _fail(file, f"{_show(end)} bytes of arrays", f"{size - 8 - length}")
+        fail(file, f"{shown(end)} bytes of arrays", f"{size - 8 - length}")
     return header
 
 
 def _entry(file: Path, name: str, record: Any) -> _Entry:
     """One array's claims, checked for themselves."""
     if not name or len(name) > _MAX_NAME or not name.isprintable():
-        _fail(file, "printable names of arrays", _show(name))
+        fail(file, "printable names of arrays", shown(name))
     where = f"{file}: {one_line(name, limit=80)}"
     if not isinstance(record, dict) or record.keys() != _FIELDS:
-        _fail(where, f"an object of {', '.join(sorted(_FIELDS))}", _show(record))
+        fail(where, f"an object of {', '.join(sorted(_FIELDS))}", shown(record))
     kind, shape, offsets = record["dtype"], record["shape"], record["data_offsets"]
     if not isinstance(kind, str) or kind not in _DTYPES:
-        _fail(where, f"a type among {', '.join(_DTYPES)}", _show(kind))
+        fail(where, f"a type among {', '.join(_DTYPES)}", shown(kind))
     if not _whole(shape) or len(shape) > _MAX_AXES or 0 in shape:
-        _fail(where, f"a shape of at most {_MAX_AXES} positive sizes", _show(shape))
+        fail(where, f"a shape of at most {_MAX_AXES} positive sizes", shown(shape))
     if not _whole(offsets) or len(offsets) != 2:
-        _fail(where, "where it begins and ends", _show(offsets))
+        fail(where, "where it begins and ends", shown(offsets))
     dtype = np.dtype(_DTYPES[kind])
     begin, end = offsets
     if math.prod(shape) * dtype.itemsize != end - begin:
-        _fail(where, f"the bytes of {kind}{_show(shape)}", f"bytes {_show(offsets)}")
+        fail(where, f"the bytes of {kind}{shown(shape)}", f"bytes {shown(offsets)}")
     return _Entry(dtype, tuple(shape), begin, end)
 
 
@@ -386,17 +386,17 @@ def _read_arrays(
         try:
             data = np.empty(entry.end - entry.begin, np.uint8)
         except MemoryError:
-            _fail(file, "arrays that fit in memory", f"{_show(name)}, which does not")
+            fail(file, "arrays that fit in memory", f"{shown(name)}, which does not")
         view, filled = memoryview(data), 0  # pyright: ignore[reportArgumentType]
         while filled < len(view):
             count = stream.readinto(view[filled:])
             if not count:
-                _fail(file, f"{len(view)} bytes of {_show(name)}", f"{filled}")
+                fail(file, f"{len(view)} bytes of {shown(name)}", f"{filled}")
             filled += count
         if hasher is not None:
             hasher.update(view)
         if entry.dtype == np.bool_ and data.max() > 1:
-            _fail(file, f"zeros and ones in {_show(name)}", f"{data.max()}")
+            fail(file, f"zeros and ones in {shown(name)}", f"{data.max()}")
         yield name, data.view(entry.dtype).reshape(entry.shape)
 
 
@@ -408,7 +408,7 @@ def _convert(file: Path, name: str, array: np.ndarray, dtype: Any) -> Array:
         target = jax.dtypes.canonicalize_dtype(array.dtype)
         limits = None if array.dtype == np.bool_ else np.iinfo(target)
         if limits and (array.max() > limits.max or array.min() < limits.min):
-            _fail(file, f"numbers of 32 bits in {_show(name)}", "larger ones")
+            fail(file, f"numbers of 32 bits in {shown(name)}", "larger ones")
     if array.ndim == 4:
         array = array.transpose(_HWIO)
     with np.errstate(over="ignore"):  # float64 beyond float32 is infinity
@@ -448,11 +448,19 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return names
 
 
-def _show(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a configuration, fit for the end of an error's line."""
     return one_line(repr(value), limit=80)
 
 
-def _fail(where: Path | str, expected: str, found: str) -> NoReturn:
+def fail(where: Path | str, expected: str, found: str) -> NoReturn:
+    """Raise a `CheckpointError`.
+
+    Args:
+        where: the file, and the field in it.
+        expected: what should be there.
+        found: what is.
+    """
     raise CheckpointError(f"{where}: expected {expected}, found {found}")
 
 

@@ -10,7 +10,7 @@ from memjax._core.errors import InputError
 from memjax.diffusion.adapters import Scalar, callable_pytree
 from memjax.diffusion.schedule import Schedule
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample", "denoiser", "flow")
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "denoiser", "flow", "score")
 
 
 class EDMPreconditioned(eqx.Module):
@@ -92,6 +92,7 @@ class PredictionScore(eqx.Module):
     ``"sample"``        x0                                     (x - output)/sigma
     ``"denoiser"``      x0, a denoiser D of EDM                (x - output)/sigma
     ``"flow"``          n - x0                                 (x + output)/(1 + sigma)
+    ``"score"``         -n/sigma_t, the score at x_t           -sigma_t output
     ==================  =====================================  ==============================
 
     These are the usual conversions divided through by a: no difference of nearly equal images is
@@ -145,6 +146,8 @@ class PredictionScore(eqx.Module):
                 noise = (out / alpha + sigma * x) / (1 + sigma**2)
             case "flow":
                 noise = (x + out) / (1 + sigma)
+            case "score":
+                noise = -alpha * sigma * out
             case _:
                 noise = (x - out) / sigma
         return -noise / sigma
@@ -165,7 +168,8 @@ def from_prediction(network: Callable, *, prediction: str, schedule: Schedule) -
     Args:
         network: callable pytree ``(x_t, network_time, condition) -> output`` on one sample, like
             ``LinenNetwork``, ``NNXNetwork``, ``EDMPreconditioned`` or an Equinox module.
-        prediction: ``"epsilon"``, ``"v_prediction"``, ``"sample"``, ``"denoiser"`` or ``"flow"``.
+        prediction: ``"epsilon"``, ``"v_prediction"``, ``"sample"``, ``"denoiser"``, ``"flow"`` or
+            ``"score"``.
         schedule: the schedule the network was trained under.
 
     Returns:

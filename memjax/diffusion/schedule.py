@@ -15,11 +15,14 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.special import expit
 
 from memjax._core.errors import InputError
 
 Scalar = float | Float[Array, "..."]
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp", "laplace")
+MAX_TABLE = 1_000_000
+"""Most betas in a table: a schedule from a file of unknown origin must not exhaust memory."""
 
 
 class Schedule(abc.ABC):
@@ -309,8 +312,12 @@ class DiscreteVP(Schedule):
 
     - ``"linear"``: beta from beta_start to beta_end (Ho et al. 2020);
     - ``"scaled_linear"``: sqrt(beta) from sqrt(beta_start) to sqrt(beta_end) (Rombach et al. 2022);
-    - ``"squaredcos_cap_v2"``: beta_i = min(1 - f((i+1)/N) / f(i/N), 0.999) with
-      f(u) = cos^2(pi/2 (u + 0.008)/1.008) (Nichol, Dhariwal 2021); beta_start, beta_end unused.
+    - ``"sigmoid"``: beta = beta_start + (beta_end - beta_start) S(v), v from -6 to 6, with
+      S(v) = 1/(1 + exp(-v)) (Xu et al. 2022);
+    - beta_i = min(1 - f((i+1)/N) / f(i/N), 0.999), in which beta_start and beta_end do not occur:
+      ``"squaredcos_cap_v2"`` with f(u) = cos^2(pi/2 (u + 0.008)/1.008) (Nichol, Dhariwal 2021);
+      ``"exp"`` with f(u) = exp(-12 u); ``"laplace"`` with f(u) = sqrt(S(l)) and
+      l = -sgn(1/2 - u) log(1 - 2 |1/2 - u| + 1e-6) / 2 (Hang et al. 2024).
 
     With ``rescale_betas_zero_snr`` alpha is shifted and scaled so that the last one is zero (Lin
     et al. 2024, algorithm 1) and its sigma infinite. ``sigma_max`` is then the last finite one,
@@ -318,7 +325,7 @@ class DiscreteVP(Schedule):
 
     Args:
         beta_schedule: which table.
-        num_train_timesteps: N >= 2 (3 with ``rescale_betas_zero_snr``).
+        num_train_timesteps: N from 2 (3 with ``rescale_betas_zero_snr``) to 1,000,000.
         beta_start: beta_0.
         beta_end: beta_{N-1}.
         trained_betas: N betas to use instead of a named table.
@@ -335,8 +342,9 @@ class DiscreteVP(Schedule):
 
     References:
         Ho, Jain, Abbeel (2020), arXiv:2006.11239; Nichol, Dhariwal (2021), arXiv:2102.09672,
-        equation 17; Rombach et al. (2022), arXiv:2112.10752; Lin, Liu, Li, Yang (2024),
-        arXiv:2305.08891.
+        equation 17; Rombach et al. (2022), arXiv:2112.10752; Xu et al. (2022),
+        arXiv:2203.02923; Lin, Liu, Li, Yang (2024), arXiv:2305.08891; Hang et al. (2024),
+        arXiv:2407.03297.
     """
 
     beta_schedule: str = "linear"
@@ -352,9 +360,10 @@ class DiscreteVP(Schedule):
             known = ", ".join(BETA_SCHEDULES)
             raise InputError(f"beta_schedule: expected one of {known}, got {self.beta_schedule!r}")
         least = 3 if self.rescale_betas_zero_snr else 2
-        if self.num_train_timesteps < least:
+        if not least <= self.num_train_timesteps <= MAX_TABLE:
             raise InputError(
-                f"num_train_timesteps: expected at least {least}, got {self.num_train_timesteps}"
+                f"num_train_timesteps: expected {least} to {MAX_TABLE}, "
+                f"got {self.num_train_timesteps}"
             )
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
             raise InputError(
@@ -479,9 +488,18 @@ def _betas(schedule: DiscreteVP) -> np.ndarray:
             return np.linspace(start, end, n)
         case "scaled_linear":
             return np.linspace(np.sqrt(start), np.sqrt(end), n) ** 2
+        case "sigmoid":
+            return start + (end - start) * expit(np.linspace(-6, 6, n))
+    u = np.arange(n + 1) / n
+    match schedule.beta_schedule:
+        case "squaredcos_cap_v2":
+            f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+        case "exp":
+            f = np.exp(-12 * u)
         case _:
-            f = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
-            return np.minimum(1 - f[1:] / f[:-1], 0.999)
+            log_snr = -np.copysign(0.5, 0.5 - u) * np.log(1 - 2 * np.abs(0.5 - u) + 1e-6)
+            f = np.sqrt(expit(log_snr))
+    return np.minimum(1 - f[1:] / f[:-1], 0.999)
 
 
 @functools.lru_cache(maxsize=32)

@@ -31,7 +31,7 @@ SCHEDULES = {
     "flow": FlowMatching(time_scale=1000.0),
     "edm": VarianceExploding(),
 }
-PREDICTIONS = ["epsilon", "v_prediction", "sample", "flow"]
+PREDICTIONS = ["epsilon", "v_prediction", "sample", "flow", "score"]
 
 
 def mixture():
@@ -131,6 +131,7 @@ class ExactNetwork(eqx.Module):
             "epsilon": noise,
             "v_prediction": alpha * noise - sigma_t * clean,
             "flow": noise - clean,
+            "score": -noise / sigma_t,
         }
         return outputs.get(self.prediction, clean).astype(x_t.dtype)
 
@@ -301,6 +302,7 @@ def test_signs_and_scales_by_hand():
         "sample": 1.0,
         "denoiser": 1.0,
         "flow": 2.0 - 1.0,
+        "score": -2.0 / sigma_t,
     }
     for prediction, output in outputs.items():
         network = Recorder(jnp.array([output]))

@@ -24,6 +24,9 @@ TABLES = {
     "linear": DiscreteVP(),
     "scaled_linear": DiscreteVP("scaled_linear", beta_start=0.00085, beta_end=0.012),
     "cosine": DiscreteVP("squaredcos_cap_v2"),
+    "sigmoid": DiscreteVP("sigmoid", beta_start=1e-7, beta_end=2e-3, num_train_timesteps=500),
+    "exp": DiscreteVP("exp"),
+    "laplace": DiscreteVP("laplace"),
     "trained_betas": DiscreteVP(trained_betas=BETAS, num_train_timesteps=37),
     "linear_zero_snr": DiscreteVP(rescale_betas_zero_snr=True),
     "scaled_linear_zero_snr": DiscreteVP(
@@ -46,6 +49,16 @@ def names(schedules):
     return pytest.mark.parametrize("name", schedules)
 
 
+def published_curve(name, u):
+    """The curve whose quotients are 1 - beta, at one point."""
+    if name == "squaredcos_cap_v2":
+        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    if name == "exp":
+        return math.exp(-12 * u)
+    snr = (1 - 2 * abs(0.5 - u) + 1e-6) ** (-0.5 if u <= 0.5 else 0.5)
+    return math.sqrt(snr / (1 + snr))
+
+
 def published_sigmas(schedule):
     """sigma_i of a table, one product after the other, as published code forms it."""
     n, start, end = schedule.num_train_timesteps, schedule.beta_start, schedule.beta_end
@@ -57,8 +70,10 @@ def published_sigmas(schedule):
             beta = start + (end - start) * i / (n - 1)
         elif schedule.beta_schedule == "scaled_linear":
             beta = (start**0.5 + (end**0.5 - start**0.5) * i / (n - 1)) ** 2
+        elif schedule.beta_schedule == "sigmoid":
+            beta = start + (end - start) / (1 + math.exp(6 - 12 * i / (n - 1)))
         else:
-            bar = [math.cos((u / n + 0.008) / 1.008 * math.pi / 2) ** 2 for u in (i, i + 1)]
+            bar = [published_curve(schedule.beta_schedule, u / n) for u in (i, i + 1)]
             beta = min(1 - bar[1] / bar[0], 0.999)
         betas.append(beta)
     alphas, product = [], 1.0
@@ -275,9 +290,10 @@ def test_network_time():
         ({"schedule": "karras"}, "schedule: .* got 'karras'"),
         ({"schedule": "sub_vp", "beta_start": 1.0}, "schedule sub_vp: .* got 'beta_start'"),
         ({"schedule": "sub_vp", "beta_min": "1"}, "beta_min: expected float, got '1'"),
-        ({"schedule": "discrete_vp", "beta_schedule": "sigmoid"}, "beta_schedule: .* 'sigmoid'"),
+        ({"schedule": "discrete_vp", "beta_schedule": "sine"}, "beta_schedule: .* 'sine'"),
         ({"schedule": "discrete_vp", "beta_end": 1.5}, "betas: expected values in"),
         ({"schedule": "discrete_vp", "num_train_timesteps": 1}, "num_train_timesteps: .* got 1"),
+        ({"schedule": "discrete_vp", "num_train_timesteps": 10**12}, "timesteps: .* got 10+$"),
         ({"schedule": "discrete_vp", "num_train_timesteps": "9"}, "num_train_timesteps: .*'9'"),
         ({"schedule": "discrete_vp", "trained_betas": [0.1]}, "trained_betas: .* got 1"),
         ({"schedule": "discrete_vp", "trained_betas": ["a"]}, "trained_betas: .* got 'a'"),
