@@ -4,6 +4,7 @@ The class in a ``scheduler_config.json`` names a sampler; what matters here is t
 x0 + sigma_t n that the sampler runs along, and what the network predicts on it.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -147,14 +148,11 @@ def precondition(network: Callable, config: Mapping[str, Any], file: Path) -> Ca
         return network
     given = _given(config)
     data_std = given.get("sigma_data", 0.5)
-    if type(data_std) not in (int, float):
+    if type(data_std) not in (int, float) or not 0 < data_std < math.inf:
         fail(f"{file}: sigma_data", "a positive number", shown(data_std))
     if given.get("prediction_type") == "v_prediction":
         network = _Negated(network)
-    try:
-        return EDMPreconditioned(network, data_std)
-    except InputError as error:
-        raise CheckpointError(f"{file}: sigma_{one_line(str(error))}") from None
+    return EDMPreconditioned(network, float(data_std))
 
 
 def is_distilled(config: Mapping[str, Any]) -> bool:
