@@ -33,8 +33,8 @@ from .calculus.p_laplace import p_laplacian as p_laplacian
 from .calculus.p_laplace import p_laplacian_of as p_laplacian_of
 from .calculus.stencil import divergence_stencil as divergence_stencil
 from .calculus.stencil import p_laplacian_stencil as p_laplacian_stencil
-from .checkpoints.files import load as load
 from .checkpoints.files import save as save
+from .checkpoints.loading import load as load
 from .checkpoints.torch_bridge import from_torch as from_torch
 from .data.images import ImageSet as ImageSet
 from .data.images import load_images as load_images

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from memjax._core.backend import check_backend
+from memjax._core.chunked import chunked_map
 from memjax._core.errors import InputError, MemjaxError
 from memjax._core.hashing import fingerprint
 from memjax._core.keys import derive_key
@@ -34,7 +35,7 @@ from memjax.data.images import ImageSet, from_array
 from memjax.detect.protocol import Detector
 from memjax.detect.sample_distance import SampleDetector
 from memjax.diffusion.model import Model
-from memjax.diffusion.sampling import sample
+from memjax.diffusion.sampling import decode_samples, sample
 
 
 def audit(
@@ -240,7 +241,7 @@ def audit(
 
 def _measured_std(model: Model, rows: ImageSet) -> float:
     """Standard deviation of the readable images as the score sees them."""
-    encode = jax.jit(lambda m, images: jax.lax.map(m.encode, images, batch_size=16))
+    encode = jax.jit(lambda m, images: chunked_map(m.encode, images, chunk_size=16))
     encoded = encode(model, jnp.asarray(rows.images[np.asarray(rows.ok)]))
     return float(np.std(np.asarray(encoded), dtype=np.float64))
 
@@ -370,6 +371,6 @@ def _draw(
             conditions=jax.tree.map(lambda leaf: jnp.asarray(leaf)[turn], conditions),
             progress=lambda done, total: progress("drawing samples", done, total),
         )
-        part = {"samples": np.asarray(jax.vmap(model.decode)(latents))}
+        part = {"samples": np.asarray(decode_samples(model, latents))}
         parts.write("samples", part)
     return part["samples"]

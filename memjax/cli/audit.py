@@ -14,6 +14,7 @@ from rich.text import Text
 from memjax._core.errors import InputError
 from memjax._core.text import one_line
 from memjax.cli.app import COMPLETED, FINDINGS, INCOMPLETE, cli, console, existing, messages
+from memjax.cli.conditions import load_model, read_conditions
 from memjax.cli.progress import progress_bar
 
 MEANINGS = {
@@ -49,7 +50,8 @@ NARROWEST = 80
 @click.option(
     "--conditions",
     metavar="PATH",
-    help="For a conditional model: .npy of one whole number per image, in their order.",
+    help="For a conditional model: .npy of one whole number per image, or .txt of one prompt per "
+    "line, in their order.",
 )
 @click.option(
     "--calibration-conditions", metavar="PATH", help="The same for the calibration images."
@@ -216,28 +218,23 @@ def _own(
     def run(progress: Callable[..., None]) -> Any:
         from memjax.auditing.plan import Calibration
         from memjax.auditing.run import audit as audit_model
-        from memjax.checkpoints.files import load
         from memjax.data.images import load_images
 
-        model = load(paths.model)
-        if len(model.event_shape) != 3:
-            raise InputError(
-                f"{paths.model}: expected a model of images, found {model.event_shape}"
-            )
-        height, width, channels = model.event_shape
-        shape = (height, width, channels)
+        model = load_model(paths.model)
+        shape = _image_shape(model, paths.model)
         images = load_images(paths.data, event_shape=shape, value_range=value_range)
         calibrations = ()
         if paths.calibration is not None:
             others = load_images(paths.calibration, event_shape=shape, value_range=value_range)
-            conditions = _conditions(paths.calibration_conditions, len(others), model)
+            given = paths.calibration_conditions
+            conditions = read_conditions(given, len(others), model, paths.model)
             calibrations = (Calibration(meaning, images=others, conditions=conditions),)
         return audit_model(
             model,
             images,
             calibrations=calibrations,
-            conditions=_conditions(paths.conditions, len(images), model),
-            baseline=None if paths.baseline is None else load(paths.baseline),
+            conditions=read_conditions(paths.conditions, len(images), model, paths.model),
+            baseline=None if paths.baseline is None else load_model(paths.baseline),
             num_samples=samples,
             **common,
             out=folder,
@@ -252,29 +249,15 @@ def _own(
     return run
 
 
-def _conditions(path: str | None, n: int, model: Any) -> Any:
-    """Read the conditions of n images: whole numbers that the model knows."""
-    if path is None:
-        return None
-    import numpy as np
+def _image_shape(model: Any, name: str) -> tuple[int, int, int]:
+    """Shape of the images that a model takes: of pixels, or of what its latents decode to."""
+    import jax
 
-    from memjax.data._array_file import read_array
-
-    if model.null_condition is None:
-        raise InputError(f"{path}: the model takes no conditions")
-    known = int(model.null_condition)  # conditions are 0..known - 1, and known stands for none
-    found = read_array(Path(path))
-    if found.dtype.kind not in "iu" or found.shape != (n,):
-        raise InputError(
-            f"{path}: expected {n} whole numbers, one per image, found {found.dtype}"
-            f"{list(found.shape)}"
-        )
-    if found.min() < 0 or found.max() > known:
-        raise InputError(
-            f"{path}: expected conditions from 0 to {known} (none), found {found.min()} to "
-            f"{found.max()}"
-        )
-    return found.astype(np.int32)
+    latent = jax.ShapeDtypeStruct(model.event_shape, "float32")
+    shape = jax.eval_shape(model.decode, latent).shape
+    if len(shape) != 3:
+        raise InputError(f"{name}: expected a model of images, found {shape}")
+    return shape
 
 
 def _show(result: Any, folder: Path, page: Path) -> None:

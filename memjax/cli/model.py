@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from memjax.cli.app import cli, console, existing, messages
+from memjax.cli.conditions import as_labels, encode_prompts, load_model
 from memjax.cli.progress import progress_bar
 
 
@@ -60,23 +61,52 @@ def train(
 @click.option("-n", "--num", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--method", type=click.Choice(["heun", "ddim"]), default="heun", show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=18, show_default=True)
+@click.option("--prompt", help="For a text-conditional model: what to draw.")
+@click.option("--label", type=click.IntRange(0), help="For a class-conditional model: the class.")
+@click.option(
+    "--guidance",
+    type=float,
+    help="Weight of classifier-free guidance, 1 for none [default: 7.5 with --prompt, else 1]",
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-def sample(model_dir: str, out: str, num: int, method: str, steps: int, seed: int) -> None:
-    """Draw samples from the model in MODEL_DIR and write them as one picture."""
+def sample(
+    model_dir: str,
+    out: str,
+    num: int,
+    method: str,
+    steps: int,
+    prompt: str | None,
+    label: int | None,
+    guidance: float | None,
+    seed: int,
+) -> None:
+    """Draw samples from the model in MODEL_DIR and write them as one picture.
+
+    MODEL_DIR is a folder of 'memjax train', or of diffusers.
+    """
     existing(model_dir, "MODEL_DIR")
     if not Path(out).parent.is_dir():
         raise click.BadParameter(f"folder {Path(out).parent} does not exist", param_hint="--out")
-    import jax
     import numpy as np
 
     from memjax._core.files import write_atomically
-    from memjax.checkpoints.files import load
+    from memjax.diffusion.sampling import decode_samples
     from memjax.diffusion.sampling import sample as draw
     from memjax.report.grid import picture_grid
 
-    model = load(model_dir)
+    if prompt is not None and label is not None:
+        raise click.UsageError("--prompt and --label: expected one of them")
+    model = load_model(model_dir)
     if len(model.event_shape) != 3:
         raise click.UsageError(f"samples of shape {model.event_shape} are no pictures")
+    conditions = None
+    if label is not None:
+        conditions = as_labels(np.full(num, label), model, "--label")
+    if prompt is not None:
+        conditions = encode_prompts([prompt] * num, model, model_dir, "--prompt")
+    weight = guidance if guidance is not None else 7.5 if prompt is not None else 1.0
+    if weight != 1 and (conditions is None or model.null_condition is None):
+        raise click.UsageError("--guidance: expected a condition that the model can do without")
     with progress_bar(messages) as progress:
         samples = draw(
             model,
@@ -84,7 +114,9 @@ def sample(model_dir: str, out: str, num: int, method: str, steps: int, seed: in
             key=seed,
             method=method,  # type: ignore[arg-type]
             num_steps=steps,
+            conditions=conditions,
+            guidance=weight,
             progress=lambda done, total: progress("drawing samples", done, total),
         )
-    write_atomically(Path(out), picture_grid(np.asarray(jax.vmap(model.decode)(samples))))
+    write_atomically(Path(out), picture_grid(np.asarray(decode_samples(model, samples))))
     console.print(f"{num} samples: {out}", markup=False, soft_wrap=True)

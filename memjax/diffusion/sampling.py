@@ -1,5 +1,6 @@
 """Samplers: the probability-flow ODE from noise to image, deterministic by key."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, get_args
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from memjax._core.chunked import chunked_map
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
-from memjax.diffusion.combine import Score
+from memjax.diffusion.combine import Score, guided
 from memjax.diffusion.model import Model
 
 Method = Literal["heun", "ddim"]
@@ -151,7 +153,8 @@ def sample(
     method: Method = "heun",
     num_steps: int = 18,
     rho: float = 7.0,
-    chunk_size: int = 128,
+    guidance: float | int = 1,
+    chunk_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[Array, "n *event"]:
     """Draw samples of a model by its probability flow, from sigma_max to zero.
@@ -169,7 +172,10 @@ def sample(
         method: ``"heun"`` (EDM's, 2 ``num_steps`` - 1 evaluations) or ``"ddim"`` (``num_steps``).
         num_steps: steps on the grid of ``noise_levels``.
         rho: the grid's exponent.
-        chunk_size: samples computed together.
+        guidance: weight of classifier-free guidance, see ``memjax.guided``; 1 is none, at half
+            the cost.
+        chunk_size: samples computed together; ``None`` for as many as hold 2^16 numbers, at
+            most 128.
         progress: called as ``progress(done, num_samples)`` after every chunk.
 
     Returns:
@@ -185,6 +191,8 @@ def sample(
     """
     if num_samples < 1:
         raise InputError(f"num_samples: expected at least 1, got {num_samples}")
+    if chunk_size is None:
+        chunk_size = _default_chunk_size(model.event_shape)
     if chunk_size < 1:
         raise InputError(f"chunk_size: expected at least 1, got {chunk_size}")
     if method not in get_args(Method):
@@ -197,6 +205,15 @@ def sample(
             )
     sigmas = noise_levels(model.sigma_max, model.sigma_min, num_steps, rho=rho)
     sigmas = jnp.asarray(sigmas, widest_dtype(model))
+    if guidance != 1:
+        model = Model(
+            guided(model, guidance),
+            model.event_shape,
+            sigma_min=model.sigma_min,
+            sigma_max=model.sigma_max,
+            data_std=model.data_std,
+            null_condition=model.null_condition,
+        )
     key = derive_key(key, "sample")
     chunks = []
     for start in range(0, num_samples, chunk_size):
@@ -210,6 +227,25 @@ def sample(
             chunks[-1].block_until_ready()
             progress(min(start + chunk_size, num_samples), num_samples)
     return jnp.concatenate(chunks)[:num_samples]
+
+
+def decode_samples(model: Model, samples: Float[Array, "n *event"]) -> Float[Array, "n *image"]:
+    """Samples as images, through ``model.decode``, as many together as ``sample`` draws.
+
+    Args:
+        model: the model they are from.
+        samples: in the space of the score.
+
+    Returns:
+        n images.
+    """
+    chunk_size = _default_chunk_size(model.event_shape)
+    decode = jax.jit(lambda m, rows: chunked_map(m.decode, rows, chunk_size=chunk_size))
+    return decode(model, samples)
+
+
+def _default_chunk_size(event_shape: tuple[int, ...]) -> int:
+    return max(1, min(128, 2**16 // math.prod(event_shape)))
 
 
 def widest_dtype(model: Model) -> np.dtype:
