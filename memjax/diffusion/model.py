@@ -1,6 +1,7 @@
 """A model: a score with what one must know about it."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 
 import equinox as eqx
@@ -11,6 +12,8 @@ from jaxtyping import Array, Float, PyTree
 from memjax._core.errors import InputError
 from memjax.diffusion.adapters import Scalar, callable_pytree
 from memjax.diffusion.combine import Score
+from memjax.diffusion.prediction import from_prediction
+from memjax.diffusion.schedule import Schedule
 
 
 def identity(x: PyTree) -> PyTree:
@@ -94,7 +97,7 @@ class Model(eqx.Module):
         null_condition: PyTree = None,
         encode: Callable = identity,
         decode: Callable = identity,
-        origin: Origin = Origin(),  # noqa: B008  (immutable)
+        origin: Origin = Origin(),
     ):
         self.raw_score = callable_pytree(score, "score")
         self.null_condition = jax.tree.map(jnp.asarray, null_condition)
@@ -173,3 +176,115 @@ class Model(eqx.Module):
     ) -> Float[Array, "..."]:
         """``model.score(x, sigma, condition)``."""
         return self.score(x, sigma, condition)
+
+
+class _Unconditional(eqx.Module):
+    """A network of two arguments as one of three."""
+
+    network: Callable
+
+    def __call__(self, x, t, condition=None):
+        if condition is not None:
+            raise InputError("condition: expected None, the network takes (x, t) alone")
+        return self.network(x, t)
+
+
+def from_callable(
+    network: Callable,
+    *,
+    schedule: Schedule,
+    prediction: str,
+    event_shape: tuple[int, ...],
+    data_std: float,
+    null_condition: PyTree = None,
+    example_condition: PyTree = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    encode: Callable = identity,
+    decode: Callable = identity,
+) -> Model:
+    """Turn a network of any library into a model.
+
+    The network is a function of one sample,
+
+        network(x_t, network_time, condition) -> output, of the shape of x_t,
+
+    with x_t = alpha_t x0 + sigma_t n and the time that ``schedule`` defines; or of
+    ``(x_t, network_time)`` alone. What it predicts is converted once, by ``from_prediction``.
+    Its arrays are the leaves of the model, so that they are arguments of every compiled program;
+    what a plain function closes over cannot be seen and becomes constants. So pass
+
+    - Flax Linen: ``LinenNetwork(module, variables)``; Flax NNX: ``NNXNetwork(model)``, with
+      ``batched=True`` for a module that wants a batch axis;
+    - Equinox: the module itself;
+    - a plain function of weights: ``jax.tree_util.Partial(function, weights)``;
+    - a raw network of EDM: ``EDMPreconditioned(network, data_std)``, a ``"denoiser"``;
+    - PyTorch: see ``from_torch``.
+
+    Args:
+        network: callable pytree, channels last, in evaluation mode.
+        schedule: the schedule it was trained under.
+        prediction: ``"epsilon"``, ``"v_prediction"``, ``"sample"``, ``"denoiser"`` or ``"flow"``.
+        event_shape: shape of one sample.
+        data_std: standard deviation of the data in the network's space, over all coordinates.
+        null_condition: pytree of arrays that stands for "no condition"; ``None`` for a network
+            that has none.
+        example_condition: a condition (arrays, or their shapes) to try the network with; needed
+            for a network that takes conditions and has no null condition. Not kept.
+        sigma_min: smallest noise level the score can be trusted at; by default the schedule's.
+        sigma_max: largest.
+        encode: image -> x, one sample. The identity in pixel space.
+        decode: x -> image.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: the network is not callable with these arguments, or returns another shape
+            than ``event_shape``; or what ``from_prediction`` and ``Model`` refuse. What the
+            network itself raises comes through.
+
+    What a wrong schedule or prediction does cannot be seen here: ``check_score`` tells, from
+    samples. Cost: one evaluation by shape.
+
+    >>> import equinox as eqx, jax
+    >>> from memjax.diffusion.schedule import DiscreteVP
+    >>> class Network(eqx.Module):
+    ...     layer: eqx.nn.Linear
+    ...     def __call__(self, x, t):
+    ...         return self.layer(x) / (1 + t)
+    >>> network = Network(eqx.nn.Linear(4, 4, key=jax.random.key(0)))
+    >>> model = from_callable(
+    ...     network, schedule=DiscreteVP(), prediction="epsilon", event_shape=(4,), data_std=0.5
+    ... )
+    >>> model(jax.numpy.ones(4), 0.3).shape
+    (4,)
+    """
+    if callable(network) and not _takes(network, 3) and _takes(network, 2):
+        network = _Unconditional(callable_pytree(network, "network"))
+    model = Model(
+        from_prediction(network, prediction=prediction, schedule=schedule),
+        event_shape,
+        sigma_min=schedule.sigma_min if sigma_min is None else sigma_min,
+        sigma_max=schedule.sigma_max if sigma_max is None else sigma_max,
+        data_std=data_std,
+        null_condition=null_condition,
+        encode=encode,
+        decode=decode,
+    )
+    leaves = [leaf for leaf in jax.tree.leaves(network) if eqx.is_inexact_array(leaf)]
+    x = jax.ShapeDtypeStruct(model.event_shape, leaves[0].dtype if leaves else jnp.float32)
+    condition = model.null_condition if null_condition is not None else example_condition
+    jax.eval_shape(model.raw_score, x, 1.0, condition)
+    return model
+
+
+def _takes(function: Callable, count: int) -> bool:
+    """Can it be called with this many arguments by position? So if nothing is known."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
