@@ -88,15 +88,16 @@ def as_labels(found: Any, model: Any, what: str) -> Any:
     """
     import numpy as np
 
-    null = model.null_condition
-    network = getattr(model.raw_score, "network", None)
+    null, network = model.null_condition, getattr(model.raw_score, "network", None)
     classes = getattr(getattr(network, "options", None), "num_class_embeds", None)
-    if null is None and classes is None:
-        raise InputError(f"{what}: the model takes no conditions")
     if null is not None and getattr(null, "ndim", None) != 0:
         raise InputError(f"{what}: expected prompts for this model, got numbers")
-    # Classes are 0..last - 1; in our own models the last number stands for none.
-    last, meaning = (classes - 1, "") if null is None else (int(null), " (none)")
+    if null is not None:  # in our own models the number after the last class stands for none
+        last, meaning = int(null), " (none)"
+    elif classes is not None:
+        last, meaning = classes - 1, ""
+    else:
+        raise InputError(f"{what}: the model takes no conditions")
     if found.min() < 0 or found.max() > last:
         raise InputError(
             f"{what}: expected conditions from 0 to {last}{meaning}, found {found.min()} to "
