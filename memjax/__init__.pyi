@@ -6,8 +6,10 @@ from . import densities as densities
 from . import detect as detect
 from . import diffusion as diffusion
 from . import evaluate as evaluate
+from . import extract as extract
 from . import linalg as linalg
 from . import localize as localize
+from . import mitigate as mitigate
 from . import networks as networks
 from . import report as report
 from . import training as training
@@ -125,6 +127,7 @@ __all__ = [
     "eigs",
     "eigsh",
     "evaluate",
+    "extract",
     "from_callable",
     "from_prediction",
     "from_torch",
@@ -140,6 +143,7 @@ __all__ = [
     "localize",
     "log_likelihood",
     "log_likelihood_ratio",
+    "mitigate",
     "networks",
     "p_laplacian",
     "p_laplacian_ball",

@@ -9,6 +9,11 @@ from .distances import find_copies as find_copies
 from .distances import group_duplicates as group_duplicates
 from .distances import nearest_by_tile as nearest_by_tile
 from .distances import nearest_neighbors as nearest_neighbors
+from .extraction import BandScores as BandScores
+from .extraction import IntervalEstimate as IntervalEstimate
+from .extraction import Rarefaction as Rarefaction
+from .extraction import extraction_scores as extraction_scores
+from .extraction import rarefaction as rarefaction
 from .intervals import proportion_interval as proportion_interval
 from .overlap import MapRanking as MapRanking
 from .overlap import MaskOverlap as MaskOverlap
@@ -25,22 +30,32 @@ from .roc import auroc as auroc
 from .roc import average_precision as average_precision
 from .roc import roc_curve as roc_curve
 from .roc import tpr_at_fpr as tpr_at_fpr
+from .similarity import adaptive_distance_blocks as adaptive_distance_blocks
+from .similarity import cosine_blocks as cosine_blocks
+from .similarity import distance_blocks as distance_blocks
 
 __all__ = [
+    "BandScores",
     "CopyResult",
     "FlagResult",
+    "IntervalEstimate",
     "MapRanking",
     "MaskOverlap",
     "Neighbors",
     "OverlapEstimate",
+    "Rarefaction",
     "RateEstimate",
     "RocCurve",
     "ScoreEstimate",
+    "adaptive_distance_blocks",
     "auroc",
     "average_precision",
     "benjamini_hochberg",
     "conformal_p_values",
     "copy_ratios",
+    "cosine_blocks",
+    "distance_blocks",
+    "extraction_scores",
     "find_copies",
     "flag",
     "group_duplicates",
@@ -52,6 +67,7 @@ __all__ = [
     "nearest_by_tile",
     "nearest_neighbors",
     "proportion_interval",
+    "rarefaction",
     "roc_curve",
     "tpr_at_fpr",
 ]

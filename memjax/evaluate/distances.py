@@ -78,11 +78,11 @@ def nearest_neighbors(
         exactly 0 and the relative error is that of float64. 2 q n d operations, a few blocks of
         64 MiB beside a copy of the inputs.
     """
-    rows = np.flatnonzero(_finite(points))
+    rows = np.flatnonzero(finite_rows(points))
     divisor = None if scale is None else scale.astype(np.float64)[rows]
 
     def estimate(q, p, columns):
-        squared = _squared_distances(q, p)
+        squared = squared_distances(q, p)
         return squared if divisor is None else squared / np.square(divisor[columns])
 
     def exact(q, p, columns):
@@ -131,12 +131,12 @@ def nearest_by_tile(
         return found
 
     def estimate(q, p, columns):
-        return worst(_squared_distances, q, p)
+        return worst(squared_distances, q, p)
 
     def exact(q, p, columns):
         return np.sqrt(worst(_squared_distance, q, p))
 
-    return _nearest(queries, points, np.flatnonzero(_finite(points)), k, estimate, exact)
+    return _nearest(queries, points, np.flatnonzero(finite_rows(points)), k, estimate, exact)
 
 
 def group_duplicates(
@@ -164,7 +164,7 @@ def group_duplicates(
     if not tolerance >= 0:
         raise InputError(f"tolerance: expected a distance of at least 0, got {tolerance}")
     group = np.full(len(images), -1, np.int64)
-    rows = np.flatnonzero(_finite(images))
+    rows = np.flatnonzero(finite_rows(images))
     if not len(rows):
         return group
     # Adding zero makes -0.0 equal 0.0 byte by byte; comparing bytes is faster than comparing rows.
@@ -260,7 +260,7 @@ def copy_ratios(
     known = found.nearest >= 0
     if not known.any():
         raise InputError("samples: expected at least one finite sample, found none")
-    ratio = np.where(_finite(images), np.inf, np.nan)
+    ratio = np.where(finite_rows(images), np.inf, np.nan)
     # Where y(g, x) is the image nearest to g: all pairs but those of a sample and its own image.
     apart = found.d1 > 0
     if apart.any():
@@ -280,7 +280,8 @@ def _quotient(d1: Float[np.ndarray, "m"], d2: Float[np.ndarray, "m"]) -> Float[n
         return d1 / d2
 
 
-def _finite(images: Float[np.ndarray, "n ..."]) -> Bool[np.ndarray, "n"]:
+def finite_rows(images: Float[np.ndarray, "n ..."]) -> Bool[np.ndarray, "n"]:
+    """Whether all entries of each row are finite."""
     return np.asarray(np.isfinite(images.reshape(len(images), -1)).all(axis=1))
 
 
@@ -304,7 +305,7 @@ def _nearest(
         )
     if not 1 <= k <= len(rows):
         raise InputError(f"k: expected 1..{len(rows)} (the finite points), got {k}")
-    good = np.flatnonzero(_finite(queries))
+    good = np.flatnonzero(finite_rows(queries))
     q = queries.reshape(len(queries), -1)[good]
     p = points.reshape(len(points), -1)[rows]
     index = np.full((len(queries), k), -1, np.int64)
@@ -340,7 +341,7 @@ def _distance(a: Float[np.ndarray, "m d"], b: Float[np.ndarray, "m d"]) -> Float
     return np.sqrt(_squared_distance(a, b))
 
 
-def _squared_distances(
+def squared_distances(
     a: Float[np.ndarray, "m d"], b: Float[np.ndarray, "n d"]
 ) -> Float[np.ndarray, "m n"]:
     """Squared L2 distances of all rows to all rows, from their products."""
@@ -391,7 +392,7 @@ def _components(points: Float[np.ndarray, "n d"], tolerance: float) -> Int[np.nd
 
     n = len(points)
     first = np.arange(n)
-    for part, blocks in _blocks(points, points, lambda q, p, columns: _squared_distances(q, p)):
+    for part, blocks in _blocks(points, points, lambda q, p, columns: squared_distances(q, p)):
         for columns, squared in blocks:
             i, j = np.nonzero(squared <= tolerance**2)
             edges = (first[part][i], first[columns][j])
