@@ -64,7 +64,7 @@ def export_diffusers(model: Model, path: str | os.PathLike) -> None:
         raise InputError("model: expected a model of pixels, got one with an encoder or decoder")
     network = _network(score.network)
     scheduler = _scheduler(score)
-    height, width, channels = model.event_shape
+    height, width = model.event_shape[:2]
     config = {
         "_class_name": "UNet2DModel",
         **network.options._asdict(),
@@ -138,7 +138,9 @@ def _scheduler(score: PredictionScore) -> dict[str, Any]:
 def _weights(network: UNet2DModel) -> bytes:
     arrays = {}
     for name, leaf in network.weights.items():
-        array = np.asarray(leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf)
+        array = np.asarray(leaf)
+        if array.dtype == jnp.bfloat16:
+            array = array.astype(np.float32)
         arrays[name] = np.ascontiguousarray(array.transpose(_OIHW) if array.ndim == 4 else array)
     return safetensors.numpy.save(arrays, {"format": "pt"})
 
