@@ -20,7 +20,7 @@ class Embedding(nn.Module):
     """One vector for the noise level and the condition, from which the blocks take their FiLM.
 
     The noise enters by sines and cosines of ``t`` at fixed frequencies; a condition adds the
-    learned vector of its index.
+    learned vector of its index, or is such a vector itself.
 
     Attributes:
         width: length of the vector.
@@ -33,7 +33,10 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(
-        self, t: Float[Array, ""], condition: Int[Array, ""] | None, like: Float[Array, "..."]
+        self,
+        t: Float[Array, ""],
+        condition: Int[Array, ""] | Float[Array, "w"] | None,
+        like: Float[Array, "..."],
     ) -> Float[Array, "w"]:
         """The vector, in the dtype of ``like``."""
         if condition is not None and not self.num_conditions:
@@ -41,7 +44,9 @@ class Embedding(nn.Module):
         frequencies = jnp.geomspace(_SLOWEST, _FASTEST, _FREQUENCIES, dtype=like.dtype)
         angles = jnp.asarray(t, like.dtype) * frequencies
         h = dense(self.width, like)(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]))
-        if self.num_conditions:
+        if condition is not None and condition.ndim:
+            h = h + condition.astype(like.dtype)
+        elif self.num_conditions:
             index = jnp.int32(self.num_conditions) if condition is None else condition
             table = nn.Embed(self.num_conditions + 1, self.width, dtype=like.dtype, name="prompt")
             h = h + table(index)

@@ -35,14 +35,17 @@ class ResidualMLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "..."], t: Float[Array, ""], condition: Int[Array, ""] | None = None
+        self,
+        x: Float[Array, "..."],
+        t: Float[Array, ""],
+        condition: Int[Array, ""] | Float[Array, "w"] | None = None,
     ) -> Float[Array, "..."]:
         """F(x, t, condition), like x; computed in the dtype of x whatever that of the weights.
 
         Args:
             x: one sample of any shape.
             t: c_noise = log(sigma)/4.
-            condition: index, or ``None`` for no condition.
+            condition: index, its vector of ``embedding_width`` numbers, or ``None`` for none.
 
         Raises:
             InputError: a condition for a network without.

@@ -53,14 +53,14 @@ class UNet(nn.Module):
         self,
         x: Float[Array, "..."],
         t: Float[Array, ""],
-        condition: Int[Array, ""] | None = None,
+        condition: Int[Array, ""] | Float[Array, "w"] | None = None,
     ) -> Float[Array, "..."]:
         """F(x, t, condition), like x; computed in the dtype of x whatever that of the weights.
 
         Args:
             x: one image, channels last, height and width multiples of 2^(levels - 1).
             t: c_noise = log(sigma)/4.
-            condition: index, or ``None`` for no condition.
+            condition: index, its vector of ``embedding_width`` numbers, or ``None`` for none.
 
         Raises:
             InputError: an image of another rank or size, channels that groups do not divide, or a
