@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from memjax._core.errors import InputError
@@ -31,9 +32,9 @@ def activate(name: Activation, x: Float[Array, "..."]) -> Float[Array, "..."]:
             return x * jax.nn.sigmoid(1.702 * x)
 
 
-def at_least_single(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """In float32 where the dtype is narrower: means and exponentials are formed in this."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def _wide(dtype: DTypeLike) -> DTypeLike:
+    """The dtype that means, exponentials and angles are formed in: float32 at least."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 def linear(
@@ -103,12 +104,12 @@ def group_norm(
     p: Weights, x: Float[Array, "h w c"], groups: int, eps: float | int
 ) -> Float[Array, "h w c"]:
     """Group normalization, then a learned scale and shift."""
-    return _affine(p, group_normalize(at_least_single(x), groups, eps).astype(x.dtype))
+    return _affine(p, group_normalize(x.astype(_wide(x.dtype)), groups, eps).astype(x.dtype))
 
 
 def layer_norm(p: Weights, x: Float[Array, "n c"], eps: float | int = 1e-5) -> Float[Array, "n c"]:
     """Zero mean and unit variance of each row, then a learned scale and shift."""
-    wide = at_least_single(x)
+    wide = x.astype(_wide(x.dtype))
     centered = wide - wide.mean(-1, keepdims=True)
     h = centered * jax.lax.rsqrt((centered * centered).mean(-1, keepdims=True) + eps)
     return _affine(p, h.astype(x.dtype))
@@ -130,7 +131,7 @@ def attention(
     if causal:
         seen = np.tril(np.ones((1, *logits.shape[1:]), bool))
         logits = jnp.where(seen, logits, -jnp.inf)
-    share = jax.nn.softmax(at_least_single(logits), axis=-1).astype(v.dtype)
+    share = jax.nn.softmax(logits.astype(_wide(v.dtype)), axis=-1).astype(v.dtype)
     out = jnp.einsum("hqk,khd->qhd", share, v, precision="highest")
     return out.reshape(out.shape[0], -1)
 
@@ -176,14 +177,14 @@ class TimeFeatures(NamedTuple):
     cosines_first: bool
     shift: float | int
 
-    def __call__(self, t: Shaped[Array, ""], dtype: jnp.dtype) -> Float[Array, "w"]:
+    def __call__(self, t: Shaped[Array, ""], dtype: DTypeLike) -> Float[Array, "w"]:
         """The features of t in this dtype; angles are formed in float32 at least."""
         half = self.width // 2
         if half <= self.shift:
             raise InputError(f"freq_shift: expected less than {half}, got {self.shift}")
         steps = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32)
         frequencies = np.exp((steps / np.float32(half - self.shift)).astype(np.float64))
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = _wide(dtype)
         angles = t.astype(wide) * jnp.asarray(frequencies.astype(np.float32)).astype(wide)
         parts = [jnp.sin(angles), jnp.cos(angles)]
         features = jnp.concatenate(parts[::-1] if self.cosines_first else parts)

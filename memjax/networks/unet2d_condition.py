@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from memjax._core.errors import InputError
 from memjax.networks._blocks import (
@@ -174,7 +174,7 @@ class UNet2DConditionModel(eqx.Module):
         self,
         x: Float[Array, "h w c"],
         t: Shaped[Array, ""] | float | int,
-        condition: TextCondition,
+        condition: PyTree = None,
     ) -> Float[Array, "h w c"]:
         """The prediction at one image, computed in the dtype of x whatever that of the weights.
 
@@ -182,7 +182,7 @@ class UNet2DConditionModel(eqx.Module):
             x: x_t of any size; where blocks halve it by residual blocks, its sides must be
                 divisible by 2^(levels - 1).
             t: the time as the network knows it, 0..999 in most; may be fractional.
-            condition: the text.
+            condition: the text, a ``TextCondition``.
 
         Returns:
             The prediction, of the shape and dtype of x.
@@ -222,7 +222,7 @@ class UNet2DConditionModel(eqx.Module):
         )
         return out[..., : o.in_channels]
 
-    def _check_condition(self, condition: TextCondition) -> None:
+    def _check_condition(self, condition: PyTree) -> None:
         o = self.options
         if not isinstance(condition, TextCondition):
             raise InputError(f"condition: expected a TextCondition, got {type(condition).__name__}")
