@@ -150,6 +150,22 @@ def weight_shapes(
     }
 
 
+def stored_shapes(file: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types in one file, both as stored, from its header alone.
+
+    Args:
+        file: the safetensors file.
+
+    Returns:
+        Shape and type by name, in the order of the file.
+
+    Raises:
+        CheckpointError: as for ``read_weights``, as far as the header goes.
+    """
+    (header,) = _headers({file: None})
+    return {name: jax.ShapeDtypeStruct(e.shape, e.dtype) for name, e in header.items()}
+
+
 def parse_weights(data: bytes, file: Path) -> dict[str, np.ndarray]:
     """The arrays in the bytes of one safetensors file, as they are stored.
 

@@ -28,6 +28,7 @@ from memjax.checkpoints._safetensors import (
     parse_weights,
     read_json,
     refuse_pickle,
+    stored_shapes,
 )
 from memjax.diffusion.adapters import LinenNetwork, callable_pytree
 from memjax.diffusion.model import Model, Origin, identity
@@ -100,7 +101,36 @@ def load(path: str | os.PathLike) -> Model:
     """
     path = Path(path)
     config = read_config(path)
-    module = _network(path, config)
+    module, planned = _plan(path, config)
+    return _assemble(path, config, module, _variables(path, config, planned))
+
+
+def outline(path: str | os.PathLike) -> Model:
+    """A saved model with shapes in place of its weights, whose numbers are not read.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The model, each leaf a ``jax.ShapeDtypeStruct``.
+
+    Raises:
+        CheckpointError: as for ``load``, as far as configuration and header go.
+    """
+    path = Path(path)
+    config = read_config(path)
+    module, planned = _plan(path, config)
+    _compare(path / WEIGHTS_FILE, planned, stored_shapes(path / WEIGHTS_FILE))
+    return jax.eval_shape(
+        lambda arrays: _assemble(path, config, module, {"params": unflatten_dict(arrays, sep="/")}),
+        planned,
+    )
+
+
+def _assemble(
+    path: Path, config: dict[str, Any], module: nn.Module, variables: dict[str, Any]
+) -> Model:
+    """The model that the configuration describes, around its network's variables."""
     shape = _field(path, config, "event_shape", _shape)
     try:
         schedule = schedule_from_config(_field(path, config, "schedule", dict))
@@ -110,7 +140,7 @@ def load(path: str | os.PathLike) -> Model:
     if null != (config["network"]["num_conditions"] or None):
         wanted = "the network's number of conditions, or null where it has none"
         _fail(path / CONFIG_FILE, "null_condition", wanted, str(null))
-    network: Callable = LinenNetwork(module, _variables(path, config, module, shape))
+    network: Callable = LinenNetwork(module, variables)
     preconditioning = _field(path, config, "preconditioning", _dict_or_none)
     if preconditioning is not None:
         if preconditioning.get("name") != "edm":
@@ -262,9 +292,33 @@ def _network(path: Path, config: dict[str, Any]) -> nn.Module:
     return kind(**values)
 
 
-def _variables(
-    path: Path, config: dict[str, Any], module: nn.Module, shape: tuple[int, ...]
-) -> dict[str, Any]:
+def _plan(path: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The network, and the shapes of its weights by name."""
+    module = _network(path, config)
+    shape = _field(path, config, "event_shape", _shape)
+    try:
+        x = jax.ShapeDtypeStruct(shape, jnp.float32)
+        t = jax.ShapeDtypeStruct((), jnp.float32)
+        wanted = jax.eval_shape(module.init, jax.random.key(0), x, t)["params"]
+    except InputError as error:
+        raise CheckpointError(f"{path / CONFIG_FILE}: {one_line(str(error))}") from None
+    return module, flatten_dict(wanted, sep="/")  # pyright: ignore[reportReturnType]
+
+
+def _compare(file: Path, planned: dict[str, Any], found: Mapping[str, Any]) -> None:
+    """The arrays in a file are those that the network wants."""
+    for name in sorted(planned.keys() | found.keys()):
+        if name not in found:
+            raise CheckpointError(f"{file}: expected an array {name!r}, found none")
+        if name not in planned:
+            extra = one_line(repr(name), limit=200)
+            raise CheckpointError(f"{file}: expected no array {extra}, found one")
+        want, have = (f"{a.dtype}{list(a.shape)}" for a in (planned[name], found[name]))
+        if want != have:
+            _fail(file, name, want, have)
+
+
+def _variables(path: Path, config: dict[str, Any], planned: dict[str, Any]) -> dict[str, Any]:
     """Read the weights, after their hash, and compare them with what the network wants."""
     record = _field(path, config, "weights", dict)
     if record.get("file") != WEIGHTS_FILE:
@@ -278,22 +332,7 @@ def _variables(
         expected = one_line(str(record.get("sha256")), limit=64)
         _fail(file, "sha256", expected, f"{digest} ({len(data)} bytes): damaged or exchanged")
     arrays = parse_weights(data, file)
-    try:
-        x = jax.ShapeDtypeStruct(shape, jnp.float32)
-        t = jax.ShapeDtypeStruct((), jnp.float32)
-        wanted = jax.eval_shape(module.init, jax.random.key(0), x, t)["params"]
-    except InputError as error:
-        raise CheckpointError(f"{path / CONFIG_FILE}: {one_line(str(error))}") from None
-    planned: dict[str, Any] = flatten_dict(wanted, sep="/")
-    for name in sorted(planned.keys() | arrays.keys()):
-        if name not in arrays:
-            raise CheckpointError(f"{file}: expected an array {name!r}, found none")
-        if name not in planned:
-            found = one_line(repr(name), limit=200)
-            raise CheckpointError(f"{file}: expected no array {found}, found one")
-        want, have = (f"{a.dtype}{list(a.shape)}" for a in (planned[name], arrays[name]))
-        if want != have:
-            _fail(file, name, want, have)
+    _compare(file, planned, arrays)
     count = sum(array.size for array in arrays.values())
     if record.get("parameters") != count:
         found = one_line(repr(record.get("parameters")), limit=80)

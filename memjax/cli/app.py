@@ -32,7 +32,15 @@ def run() -> int:
     Returns:
         0 completed, 2 bad usage or input, 3 findings (with ``--fail-on-findings``), 4 incomplete.
     """
-    from memjax.cli import audit, detectors, doctor, model, report  # noqa: F401  (they register)
+    from memjax.cli import (  # noqa: F401  (they register)
+        audit,
+        detectors,
+        doctor,
+        export,
+        inspect,
+        model,
+        report,
+    )
 
     try:
         return cli.main(prog_name="memjax", standalone_mode=False) or COMPLETED
