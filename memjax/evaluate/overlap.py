@@ -124,7 +124,7 @@ def mask_overlap(
     def estimate(measure: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> OverlapEstimate:
         whole = np.ones((1, len(masks)))
         value = float(measure(whole, parts)[0])
-        low, high = _limits(value, measure(weights, parts), group.max() + 1, confidence)
+        low, high = _limits(value, measure(weights, parts), int(group.max()) + 1, confidence)
         floor = float(np.mean([measure(whole, one)[0] for one in shuffled]))
         return OverlapEstimate(value, low, high, float(measure(whole, ones)[0]), floor)
 
@@ -261,8 +261,8 @@ def _limits(
     if len(known) and np.ptp(known) > 0:
         low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
         return float(min(low, value)), float(max(high, value))
-    n = int(num_clusters)
-    return proportion_interval(min(value, 1.0) * n, n, confidence=confidence)
+    trials = num_clusters
+    return proportion_interval(value * trials, trials, confidence=confidence)
 
 
 def _resamples(group: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:

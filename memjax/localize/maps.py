@@ -190,7 +190,8 @@ def curvature_maps(
             return PixelMap(value, error, value, error)
         # Var sum_c e_c <= 2 sum_c Var e_c for random signs and a symmetric operator, since the
         # covariance of e_c and e_c' is A_cc'^2, a part of either variance.
-        return PixelMap(value, error, value.sum(-1), jnp.sqrt(2 * jnp.sum(error**2, -1)))
+        bound = min(x.shape[-1], 2) * jnp.sum(error**2, -1)
+        return PixelMap(value, error, value.sum(-1), jnp.sqrt(bound))
 
     curvature, *curvatures = (pixel_map(value[i], error[i]) for i in range(len(fields)))
     proxies = [pixel_map(row, jnp.zeros_like(row)) for row in squared[1:]]
@@ -316,7 +317,8 @@ def over_others(curvature: PixelMap) -> PixelMap:
     def difference(value, error):
         known = jnp.isfinite(value)
         value_or_0, variance = jnp.where(known, value, 0), jnp.where(known, error, 0) ** 2
-        others = (jnp.sum(known, 0)[None] - known).astype(value.dtype)
+        present = known.astype(value.dtype)
+        others = jnp.sum(present, 0)[None] - present
         mean = (jnp.sum(value_or_0, 0)[None] - value_or_0) / others
         spread = (jnp.sum(variance, 0)[None] - variance) / others**2
         return value - mean, jnp.sqrt(error**2 + spread)

@@ -93,12 +93,13 @@ def scan_levels(
     unknown = jnp.any(jnp.isnan(signal) | jnp.isnan(base), 0)
     peak = jnp.where(unknown, jnp.nan, jnp.maximum(jnp.max(stands, 0), 0))
 
-    finer = jnp.argmax(stands, 0) + (sigmas[0] > sigmas[-1])
+    # The finer level of pair k is its first or its second, as the levels rise or fall.
+    finer = jnp.argmax(stands, 0).astype(jnp.int32) + (sigmas[0] > sigmas[-1]).astype(jnp.int32)
     steps = jnp.abs(jnp.diff(jnp.log(sigmas))).astype(signal.dtype)
     weights = jnp.zeros(sigmas.shape, signal.dtype).at[:-1].add(steps / 2).at[1:].add(steps / 2)
     return Scan(
         persistent=peak,
-        level=jnp.where(peak > 0, finer, -1).astype(jnp.int32),
+        level=jnp.where(peak > 0, finer, -1),
         released=jnp.any(open_pair, 0),
         integral=jnp.tensordot(weights, difference.summed, 1, precision="highest"),
         integral_standard_error=jnp.tensordot(
