@@ -111,8 +111,8 @@ class CLIPTextModel(eqx.Module):
             tokens: at most ``max_position_embeddings`` indices, padding included.
 
         Returns:
-            Hidden states and the pooled vector, in the dtype of the weights. A token outside the
-            vocabulary makes its row NaN, and all that attend to it.
+            Hidden states and the pooled vector, in the dtype of the weights; all NaN where a
+            token is outside the vocabulary.
 
         Raises:
             InputError: too many tokens.

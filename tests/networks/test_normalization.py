@@ -51,6 +51,21 @@ def test_moments():
     np.testing.assert_allclose(h.std((0, 2)), 1, atol=1e-5)
 
 
+def test_eps(x64):
+    """Where it outweighs the variance, in value and derivative."""
+    x, t = 1e-3 * jax.random.normal(jax.random.key(2), (2, *SHAPE), jnp.float64)
+
+    def f(x):
+        return group_normalize(x, 1, 1.0)
+
+    value, pushed = jax.jvp(f, (x,), (t,))
+    centered = x - x.mean()
+    scale = 1 / np.sqrt(1 + np.var(x))
+    np.testing.assert_allclose(value, centered * scale, atol=1e-12)
+    along = (centered * (t - t.mean())).mean() * scale**3
+    np.testing.assert_allclose(pushed, (t - t.mean()) * scale - centered * along, atol=1e-12)
+
+
 @pytest.mark.parametrize("axes", [(0, None, None), (None, 0, None), (0, 0, 0), (None, None, 1)])
 def test_vmap(axes):
     """Mapped over points, over directions of one point, over both."""
