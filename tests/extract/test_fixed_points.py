@@ -126,7 +126,7 @@ def test_every_step_climbs(x64):
     )
     x = 2 * jax.random.normal(keys[1], (200, 4))
     step = polish(density, x, SIGMA, num_steps=1, chunk_size=200)
-    log_prob = jax.vmap(lambda y: density.log_prob(y, SIGMA))
+    log_prob = jax.jit(jax.vmap(lambda y: density.log_prob(y, SIGMA)))
     moved = jnp.sum((step - x) ** 2, axis=1)
     assert jnp.min(log_prob(step) - log_prob(x) - moved / (2 * SIGMA**2)) >= -1e-10
 
@@ -227,7 +227,7 @@ def test_what_turns_never_comes_to_rest():
     starts = jnp.array([[2.0, 0.5], [-1.0, 3.0]])
     found = find_fixed_points(rotation(1.0), starts, SIGMA, num_steps=9)
     assert found.status.tolist() == [Status.NOT_CONVERGED] * 2
-    assert found.cost.forward.tolist() == [10, 10]
+    np.testing.assert_array_equal(found.cost.forward, 10)
     rest = find_fixed_points(rotation(0.5), starts, SIGMA)
     np.testing.assert_allclose(rest.points, [[0.8, 0.4]] * 2, atol=1e-3)
     for r in (0.5, 1.0, 2.0):  # eigenvalues +- i r
@@ -261,7 +261,7 @@ def test_every_start_has_its_condition():
     )
 
 
-def test_arnoldi_agrees_with_the_whole_matrix(monkeypatch):
+def test_arnoldi_agrees_with_the_whole_matrix():
     rng = np.random.default_rng(9)
     basis = rng.normal(size=(300, 300)) / np.sqrt(300)
     values = np.concatenate([[0.9, -0.7, 0.5], np.zeros(297)])
@@ -269,21 +269,19 @@ def test_arnoldi_agrees_with_the_whole_matrix(monkeypatch):
     want = np.abs(np.linalg.eigvals(matrix)).max()
     score = Linear(jnp.asarray(matrix, jnp.float32), jnp.zeros(300, jnp.float32))
     points = jnp.asarray(rng.normal(size=(3, 300)), jnp.float32).at[1, 0].set(jnp.nan)
-    found = measure_stability(score, points, 1.0, key=0, chunk_size=4)
+    found = measure_stability(score, points, 1.0, key=0)
     np.testing.assert_allclose(found.radius, [want, np.nan, want], rtol=1e-2)
     assert found.status.tolist() == [Status.OK, Status.NONFINITE, Status.OK]
     assert found.cost.forward == 3
     assert found.cost.jvp < 3 * 64
-    starved = measure_stability(score, points[:1], 1.0, key=0, chunk_size=4, num_products=2)
+    starved = measure_stability(score, points[:1], 1.0, key=0, num_products=2)
     assert starved.status.tolist() == [Status.NOT_CONVERGED]
 
-    stored = mj.Empirical(points[2:, :6] * jnp.arange(4.0)[:, None])
-    at = jnp.stack([0.4 * stored.points[1], stored.points[2]])
-    dense = measure_stability(stored, at, 1.0, key=0, chunk_size=2)
-    monkeypatch.setattr(module, "DENSE_SIZE", 2)
-    matrix_free = measure_stability(stored, at, 1.0, key=0, chunk_size=2)
-    np.testing.assert_allclose(matrix_free.radius, dense.radius, atol=2e-3)
-    assert matrix_free.status.tolist() == [Status.OK, Status.OK]
+    # Where M is about 0 a residual small in itself is enough.
+    tiny = measure_stability(
+        Linear(1e-5 * score.matrix, score.offset), points[:1], 1.0, key=0, num_products=2
+    )
+    assert tiny.status.tolist() == [Status.OK]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
