@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from memjax._core.errors import InputError
 from memjax.checkpoints._aten import matmul
 from memjax.networks.convolution import conv
+from memjax.networks.normalization import group_normalize
 
 
 def _linear(x, weight, bias):
@@ -80,9 +81,9 @@ def _affine(x: Array, weight: Array | None, bias: Array | None, after: int = 0) 
 
 
 def _group_norm(x, groups, weight, bias, eps, *_):
-    grouped = x.reshape(len(x), groups, -1)
-    h = _normalized(grouped, (-1,), eps)[0].reshape(x.shape)
-    return _affine(h, weight, bias, x.ndim - 2)
+    images = jnp.moveaxis(x.reshape(*x.shape[:2], *x.shape[2:3], -1), 1, -1)
+    h = jax.vmap(lambda image: group_normalize(image, groups, eps))(images)
+    return _affine(jnp.moveaxis(h, -1, 1).reshape(x.shape), weight, bias, x.ndim - 2)
 
 
 def _native_group_norm(x, weight, bias, n, channels, size, groups, eps):

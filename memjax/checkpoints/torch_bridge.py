@@ -225,7 +225,18 @@ def from_torch(
     Accuracy: that of PyTorch, in the module's dtypes; convert ``module.double()`` under
     ``jax_enable_x64`` for double precision. Matrix products and convolutions are at full
     precision. Where PyTorch stops a gradient (``detach``), the derivative here is still that of
-    the function. Cost: seconds, and a second copy of the weights.
+    the function. Cost: seconds, and a second copy of the weights. Call the model under ``jit``:
+    each operator compiled on its own is slow.
+
+    >>> model = mj.from_torch(  # doctest: +SKIP
+    ...     UNet2DModel.from_pretrained(folder),
+    ...     (torch.zeros(1, 3, 32, 32), torch.zeros(1)),
+    ...     schedule=DiscreteVP(),
+    ...     prediction="epsilon",
+    ...     data_std=0.5,
+    ... )
+    >>> model.event_shape  # doctest: +SKIP
+    (32, 32, 3)
 
     References:
         Paszke et al. (2019), PyTorch, arXiv:1912.01703.
