@@ -395,8 +395,11 @@ def _components(points: Float[np.ndarray, "n d"], tolerance: float) -> Int[np.nd
     for part, blocks in _blocks(points, points, lambda q, p, columns: squared_distances(q, p)):
         for columns, squared in blocks:
             i, j = np.nonzero(squared <= tolerance**2)
-            edges = (first[part][i], first[columns][j])
-            graph = coo_array((np.ones(len(i), bool), edges), shape=(n, n))
+            edges = np.stack([first[part][i], first[columns][j]])
+            edges = edges[:, edges[0] != edges[1]]  # few, once large groups have been joined
+            if not edges.size:
+                continue
+            graph = coo_array((np.ones(edges.shape[1], bool), tuple(edges)), shape=(n, n))
             _, component = connected_components(graph, directed=False)
             _, leader = np.unique(component, return_index=True)
             first = leader[component[first]]
