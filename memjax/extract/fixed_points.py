@@ -14,21 +14,22 @@ iteration on p_sigma, the data smoothed by noise sigma, and all of the following
   so the residuals are square-summable, and there are no cycles.
 - **What attracts.** A fixed point is stable if the spectral radius of M there, the largest share
   of noise that one denoising leaves in a direction, is below 1: that is a strict mode. The error
-  then shrinks by that factor at every step; within the ball around x on which |M| <= q < 1,
-  |x - x*| <= |D(x) - x| / (1 - q).
+  then shrinks by that factor with every step. Where |M| <= q < 1 on the ball around x of radius
+  |D(x) - x| / (1 - q), there is exactly one fixed point in that ball (Banach).
 - **Stored images attract at once.** For the density of a training set (``memjax.Empirical``) M is
-  about 0 near an image y that is far from the others in units of sigma: there is a fixed point
-  within max_j |y_j - y| of y times the posterior weight of the other images, which is of order
-  exp(-(distance to the nearest)^2 / 2 sigma^2); one step arrives. As sigma falls the basin of
-  an image becomes its Voronoi cell. Of two images of equal weight it is the half-space nearer to
-  it at every sigma, and nearer to each other than 2 sigma they share one fixed point, their mean.
+  about 0 near an image y that is far from the others in units of sigma, and |D(y) - y| is at most
+  the distance of the farthest image times the posterior weight of all others, which is of order
+  exp(-(distance to the nearest)^2 / 2 sigma^2): one step arrives. As sigma falls the basin of an
+  image becomes its Voronoi cell. Of two images of equal weight it is the half-space nearer to it
+  at every sigma; nearer to each other than 2 sigma, they share one fixed point, their mean.
 - **What was learned in general hardly moves.** For a Gaussian of covariance C the only fixed point
   is the mean, M = C (C + sigma^2 I)^-1, and a direction of variance v contracts by the factor
   v / (v + sigma^2): next to nothing where the noise is small against the data.
 
 So a few dozen steps carry samples to the nearest stored image, where there is one, and leave the
 others about where they were. A learned score is not an exact gradient; its M may have negative or
-complex eigenvalues and the iteration may cycle, which the status of a start then shows.
+complex eigenvalues and the iteration may cycle or diverge, which the status of a start then shows.
+Noise levels of a tenth to a fifth of the data's standard deviation reach the most images.
 
 No acceleration is offered. Where an image is stored M is about 0, and plain steps are nearly the
 best there are. Steps omega (D(x) - x) with 0 < omega < 2 do keep the stable fixed points of an
@@ -162,7 +163,7 @@ def find_fixed_points(
     check_count("num_steps", num_steps, 0)
     if not tolerance >= 0:
         raise InputError(f"tolerance: expected a number of at least 0, got {tolerance}")
-    scalars = _scalars(starts, sigma, tolerance)
+    scalars = _scalars("starts", starts, sigma, tolerance)
     found = []
     for done, xs, given in _chunks(starts, conditions, chunk_size):
         found.append(_iterate_chunk(score, xs, given, *scalars, num_steps=num_steps))
@@ -210,7 +211,7 @@ def polish(
     """
     score = callable_pytree(score, "score")
     check_count("num_steps", num_steps, 0)
-    (level,) = _scalars(samples, sigma)
+    (level,) = _scalars("samples", samples, sigma)
     found = []
     for done, xs, given in _chunks(samples, conditions, chunk_size):
         found.append(_polish_chunk(score, xs, given, level, num_steps=num_steps))
@@ -263,7 +264,7 @@ def measure_stability(
     [0.75]
     """
     score = callable_pytree(score, "score")
-    (level,) = _scalars(points, sigma)
+    (level,) = _scalars("points", points, sigma)
     n, d = len(points), int(np.prod(points.shape[1:], dtype=int))
     check_count("num_products", num_products, 1)
     key = derive_key(key, "stability")
@@ -362,9 +363,12 @@ def _arnoldi_chunk(score, xs, conditions, sigma, rows, key, *, tol: float, num_p
     return jax.vmap(one)(xs, conditions, rows)
 
 
-def _scalars(rows: Float[Array, "n ..."], sigma: float | int, *others: float | int) -> tuple:
-    """Sigma and other numbers in the dtype of the rows, all checked."""
-    check_floating("starts", rows)
+def _scalars(
+    name: str, rows: Float[Array, "n ..."], sigma: float | int, *others: float | int
+) -> tuple[Float[Array, ""], ...]:
+    """Sigma and other numbers in the dtype of the rows; refuses what is no row, or no sigma."""
+    check_floating(name, rows)
+    check_count(name, len(rows), 1)
     check_positive("sigma", sigma)
     return tuple(jnp.asarray(float(value), rows.dtype) for value in (sigma, *others))
 
@@ -375,11 +379,10 @@ def _chunks(
     """(rows done after it, rows, conditions) of every chunk, the last filled up with its last."""
     n = len(rows)
     check_count("chunk_size", chunk_size, 1)
-    check_count("starts", n, 1)
     for leaf in jax.tree.leaves(conditions):
         if jnp.ndim(leaf) < 1 or leaf.shape[0] != n:
             raise InputError(
-                f"conditions: expected {n} rows, one a start, got shape {jnp.shape(leaf)}"
+                f"conditions: expected {n} rows, one for each, got shape {jnp.shape(leaf)}"
             )
     for start in range(0, n, chunk_size):
         present = np.minimum(np.arange(start, start + chunk_size), n - 1)
