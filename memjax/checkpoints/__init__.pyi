@@ -1,7 +1,18 @@
 from .files import read_config as read_config
 from .files import save as save
+from .inspect import Inspection as Inspection
+from .inspect import inspect_model as inspect_model
 from .loading import load as load
 from .prompts import PromptEncoder as PromptEncoder
 from .prompts import load_prompts as load_prompts
+from .torch_bridge import from_torch as from_torch
 
-__all__ = ["PromptEncoder", "load", "load_prompts", "read_config", "save"]
+__all__ = [
+    "Inspection",
+    "PromptEncoder",
+    "inspect_model",
+    "load",
+    "load_prompts",
+    "read_config",
+    "save",
+]
