@@ -141,6 +141,12 @@ def inspect_model(
         CheckpointError: no folder of a model; or, with ``measure``, what ``memjax.load`` raises.
 
     Cost: a second for small models, some ten for Stable Diffusion's; little memory.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "config.json").write_text('{"_class_name": "DiTTransformer2DModel"}')
+    ...     print(inspect_model(folder).problem.split("; ")[1])
+    load it in PyTorch and hand the module to memjax.from_torch
     """
     path = Path(path)
     file = path / CONFIG_FILE

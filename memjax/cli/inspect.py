@@ -44,12 +44,24 @@ def inspect(path: str, variant: str | None, measure: bool, images: int, as_json:
     found = inspect_model(path, variant=variant, measure=measure)
     audit = None if found.problem else _audit(found, images)
     if as_json:
-        record = _jsonable(found) | {"audit": audit}
+        record = _jsonable(found) | {"commands": _commands(found), "audit": audit}
         json.dump(record, sys.stdout, indent=2, allow_nan=False)
         sys.stdout.write("\n")
         return COMPLETED
     _show(found, audit)
     return COMPLETED
+
+
+def _commands(found: Any) -> list[str]:
+    """Those that take this folder."""
+    if found.problem or len(found.event_shape) != 3:
+        return []
+    commands = ["audit", "localize"]
+    if not found.condition or found.null_condition:
+        commands.append("sample")
+    if found.network == "UNet2DModel":
+        commands.append("export")
+    return commands
 
 
 def _audit(found: Any, images: int) -> dict[str, Any]:
@@ -69,7 +81,7 @@ def _audit(found: Any, images: int) -> dict[str, Any]:
             able.append((name, detector))
     products = cost(tuple(detector for _, detector in able), d).total
     rows, work = default_chunk_size(d), found.work
-    samples = SAMPLES if not found.condition or found.null_condition else 0
+    samples = SAMPLES if "sample" in _commands(found) else 0
     return {
         "images": images,
         "detectors": [name for name, _ in able],
@@ -117,7 +129,6 @@ def _facts(found: Any, audit: dict[str, Any]) -> list[tuple[str, str]]:
     least = "" if work.measured else "at least "
     how = "measured" if work.measured else "at a large matrix product's rate; --measure times it"
     samples = f", {audit['samples']:,} samples" if audit["samples"] else ""
-    commands = ["memjax audit", "memjax sample"] if audit["samples"] else ["memjax audit"]
     return [
         ("network", f"{found.network}, predicts {found.prediction}"),
         ("schedule", repr(found.schedule)),
@@ -132,7 +143,7 @@ def _facts(found: Any, audit: dict[str, Any]) -> list[tuple[str, str]]:
             "evaluation",
             f"{work.flops / 1e9:.3g} GFLOP, {least}{_duration(work.seconds)} here ({how})",
         ),
-        ("commands", ", ".join(commands)),
+        ("commands", ", ".join(_commands(found)) or "none: no model of images"),
         ("detectors", ", ".join(audit["detectors"])),
         (
             "an audit",

@@ -318,7 +318,7 @@ def test_the_flow_from_noise_in_few_steps(name, x64):
     x = start(ends[0])
     solve = jax.jit(lambda flow, x: jax.vmap(flow)(x))
     flow = solve(probability_flow(score, *ends, solver="dopri8", tol=1e-6), jnp.asarray(x))
-    np.testing.assert_allclose(flow.point, exact_flow(x, *ends), atol=1e-4)
+    np.testing.assert_allclose(flow.point, exact_flow(x, *ends), atol=1e-5)
     assert np.max(flow.num_steps) <= 30
 
 

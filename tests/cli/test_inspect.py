@@ -47,7 +47,7 @@ def test_the_table_and_the_json_say_the_same(memjax, model_dir):
     assert "ResidualMLP, predicts denoiser" in shown
     assert "sigma 0.002 to 80" in shown
     assert "pixels, 8 x 8 x 1" in shown
-    assert "memjax audit, memjax sample" in shown
+    assert "audit, localize, sample" in shown
     assert "at least" in shown
     status, text, _ = memjax("inspect", model_dir, "--json", "--images", 10)
     found = json.loads(text)
@@ -58,6 +58,7 @@ def test_the_table_and_the_json_say_the_same(memjax, model_dir):
         "sigma_max": 80.0,
     }
     assert f"{found['parts'][0]['parameters']:,}" in shown
+    assert found["commands"] == ["audit", "localize", "sample"]
     audit = found["audit"]
     assert ", ".join(audit["detectors"]) in shown
     assert f"{audit['products_per_image']:,} products an image" in shown
@@ -86,6 +87,7 @@ def test_a_folder_that_is_no_score(memjax, tmp_path):
     status, text, _ = memjax("inspect", tmp_path, "--json")
     found = json.loads(text)
     assert found["problem"]
+    assert found["commands"] == []
     assert found["audit"] is None
 
 
