@@ -141,7 +141,8 @@ def find_fixed_points(
         InputError: an argument out of range, or conditions without one row per start.
 
     Without raising: a start that is not finite, or comes to a NaN, gets ``NONFINITE`` and changes
-    no other; one that is still moving after ``num_steps`` gets ``NOT_CONVERGED``.
+    no other; one that is still moving after ``num_steps`` gets ``NOT_CONVERGED``. A start that
+    happens to lie at an unstable fixed point is ``OK`` and stays; `measure_stability` tells.
 
     Accuracy and cost: at most ``num_steps`` + 1 evaluations a start; a chunk runs as long as its
     slowest start. Deterministic; at a fixed chunk size a row is bitwise the same whatever rows
