@@ -53,7 +53,7 @@ class Weights:
         return Weights(self._arrays, self._dtype, f"{self._prefix}{part}.", self.used)
 
     def __call__(self, name: str, *shape: int) -> Array:
-        """The array of this name, which must have this shape."""
+        """The array of this name, which must have this shape and be floating point."""
         name = self._prefix + name
         if name not in self._arrays:
             raise InputError(f"weights: expected an array {name!r} of shape {list(shape)}, no such")
@@ -62,6 +62,8 @@ class Weights:
             raise InputError(
                 f"weights: expected {name!r} of shape {list(shape)}, got {list(array.shape)}"
             )
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise InputError(f"weights: expected {name!r} in floating point, got {array.dtype}")
         self.used.add(name)
         return array.astype(self._dtype)
 
@@ -90,7 +92,8 @@ def check_all_used(model: str, weights: Mapping[str, Leaf], run: Callable[[Weigh
         run: calls the network with the weights it is given, on inputs in float32.
 
     Raises:
-        InputError: an array is missing, has another shape, or is used nowhere.
+        InputError: an array is missing, has another shape, is not floating point (quantized), or
+            is used nowhere.
     """
     used: set[str] = set()
     jax.eval_shape(lambda arrays: run(Weights(arrays, jnp.float32, used=used)), dict(weights))

@@ -236,6 +236,8 @@ def test_every_array_is_needed_and_no_other(tiny):
         UNet2DModel.from_weights(more, options)
     with pytest.raises(InputError, match=r"'conv_out.bias' of shape \[3\], got \[1\]"):
         UNet2DModel.from_weights(weights | {"conv_out.bias": jnp.ones(1)}, options)
+    with pytest.raises(InputError, match=r"'conv_out.bias' in floating point, got int8"):
+        UNet2DModel.from_weights(weights | {"conv_out.bias": jnp.ones(3, jnp.int8)}, options)
 
 
 def test_shapes_alone_are_enough_for_the_check(tiny):
