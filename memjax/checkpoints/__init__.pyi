@@ -10,6 +10,7 @@ from .torch_bridge import from_torch as from_torch
 __all__ = [
     "Inspection",
     "PromptEncoder",
+    "from_torch",
     "inspect_model",
     "load",
     "load_prompts",

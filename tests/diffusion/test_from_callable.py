@@ -72,8 +72,8 @@ NETWORKS = {
 
 
 def expected(condition=None):
-    alpha = SCHEDULE.alpha_at(SIGMA)
-    return -output(alpha * X, SCHEDULE.time(SIGMA), condition) / SIGMA
+    sigma = jnp.float32(SIGMA)
+    return -output(SCHEDULE.alpha_at(sigma) * X, SCHEDULE.time(sigma), condition) / sigma
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -88,7 +88,7 @@ def test_every_library_comes_in(name):
 
 @pytest.mark.parametrize("name", ["linen", "nnx", "equinox", "partial", "plain"])
 def test_conditions_come_in(name):
-    null = jnp.full(4, 0.5)
+    null = jnp.full(4, 0.5, jnp.float32)
     model = from_callable(NETWORKS[name](), null_condition=null, **FACTS)
     np.testing.assert_allclose(model(X, SIGMA), expected(null), rtol=1e-5)
     np.testing.assert_allclose(model(X, SIGMA, null + 1), expected(null + 1), rtol=1e-5)
