@@ -98,9 +98,7 @@ def recognize(path: Path, component: str | None = None) -> Layout:
         found = "a file" if path.exists() else "nothing"
         hint = ""
         if path.suffix == ".safetensors":
-            hint = (
-                "; StableDiffusionPipeline.from_single_file(...).save_pretrained(folder) makes one"
-            )
+            hint = "; diffusers' from_single_file(file).save_pretrained(folder) makes one"
         raise CheckpointError(f"{path}: expected the folder of a model, found {found}{hint}")
     if (path / INDEX_FILE).is_file():
         return _pipeline(path, component)

@@ -41,8 +41,9 @@ def export_diffusers(model: Model, path: str | os.PathLike) -> None:
     class read it, as ``memjax.load`` does. EDM's preconditioning is that of ``EDMEulerScheduler``.
 
     Args:
-        model: a model of pixels around a ``UNet2DModel``: read from a folder of diffusers, made by
-            ``from_prediction``, or trained by ``memjax.train``.
+        model: a model of pixels around a ``memjax.networks.UNet2DModel``, read from a folder of
+            diffusers or made by ``from_prediction``. The networks that ``memjax.train`` knows by
+            name have no counterpart in diffusers: they modulate and join their levels otherwise.
         path: the folder; missing or empty.
 
     Raises:

@@ -12,8 +12,8 @@ from memjax.cli.conditions import load_model
 def export(model_dir: str, out: str) -> None:
     """Write the model in MODEL_DIR as a folder of diffusers at OUT.
 
-    For models of the architecture UNet2DModel: those of 'memjax train --network unet2d', and
-    folders of diffusers. Others are refused: diffusers has no such network.
+    For models of pixels whose network is a UNet2DModel, read from whatever layout and precision.
+    The networks of 'memjax train' are refused: diffusers has none of their kind.
     """
     existing(model_dir, "MODEL_DIR")
     from memjax.checkpoints.export import export_diffusers

@@ -21,7 +21,18 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 torch.set_num_threads(1)
 
 MERGES = [
-    *("t h", "th e</w>", "c a", "ca t</w>", "d o", "do g</w>", "i n", "in g</w>", "a n", "an d</w>"),
+    *(
+        "t h",
+        "th e</w>",
+        "c a",
+        "ca t</w>",
+        "d o",
+        "do g</w>",
+        "i n",
+        "in g</w>",
+        "a n",
+        "an d</w>",
+    ),
     *("p h", "ph o", "pho t", "phot o</w>", "o f</w>", "' s</w>", ". .", ".. .</w>", "! !</w>"),
     *("\u00c3 \u00a9</w>", "ca f", "caf \u00c3\u00a9</w>"),  # the two bytes of an accented e
 ]
@@ -97,6 +108,7 @@ def unet2d(**options):
         "norm_num_groups": 4,
         "layers_per_block": 1,
     }
+    torch.manual_seed(0)
     return randomized(UNet2DModel(**config | options), 0)
 
 
