@@ -38,6 +38,7 @@ def run() -> int:
         doctor,
         export,
         inspect,
+        localize,
         model,
         report,
     )

@@ -33,16 +33,25 @@ def read_array(path: Path) -> np.ndarray:
         InputError: not such a file, damaged, truncated, holding Python objects, several arrays
             of which none is named ``images`` or ``arr_0``, or compressed like a bomb.
     """
+    return _read(path, None)
+
+
+def read_member(path: Path, name: str) -> np.ndarray:
+    """The array of this name in a .npz file; everything else as for ``read_array``."""
+    return _read(path, name)
+
+
+def _read(path: Path, name: str | None) -> np.ndarray:
     with warnings.catch_warnings(action="ignore"):
         try:
             # What the user names may be a link; only what a folder holds may not lead out of it.
             with open_regular(path.resolve()) as file:
                 magic = file.read(len(NPY_MAGIC))
                 file.seek(0)
-                if magic == NPY_MAGIC:
+                if magic == NPY_MAGIC and name is None:
                     return _read_npy(path, file, os.fstat(file.fileno()).st_size)
                 if magic.startswith(ZIP_MAGIC):
-                    return _read_npz(path, file)
+                    return _read_npz(path, file, name)
         except InputError:
             raise
         except RefusedError as error:
@@ -51,14 +60,19 @@ def read_array(path: Path) -> np.ndarray:
             _fail(path, "an array that fits in memory", "one that does not")
         except Exception as error:  # zipfile, zlib and ast fail in many ways on damaged input
             _fail(path, "an intact .npy or .npz file", describe(error))
+    if name is not None:
+        _fail(path, f"a .npz file with an array {name!r}", "another file")
     _fail(path, "a folder of images, a .npy or a .npz file", "neither")
 
 
-def _read_npz(path: Path, file: io.BufferedIOBase) -> np.ndarray:
+def _read_npz(path: Path, file: io.BufferedIOBase, wanted: str | None) -> np.ndarray:
     with zipfile.ZipFile(file) as archive:
         members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
         found = f"{len(members)} arrays" if len(members) != 1 else "one"
-        name = next((n for n in _NPZ_NAMES if n in members), None)
+        names = _NPZ_NAMES if wanted is None else (wanted,)
+        name = next((n for n in names if n in members), None)
+        if name is None and wanted is not None:
+            _fail(path, f"an array {wanted!r}", found)
         if name is None and len(members) == 1:
             (name,) = members
         if name is None:
@@ -87,7 +101,7 @@ def _read_npy(path: Path, stream: io.BufferedIOBase, size: int) -> np.ndarray:
     npy = np.lib.format
     parse = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
     shape, fortran_order, dtype = parse(io.BytesIO(length_bytes + stream.read(length)))
-    if dtype.hasobject or dtype.names is not None or dtype.kind not in "uif":
+    if dtype.hasobject or dtype.names is not None or dtype.kind not in "uifb":
         _fail(path, "an array of numbers", f"dtype {str(dtype)[:80]}")
     if min(shape, default=1) < 1:
         _fail(path, "an array without empty axes", f"shape {shape}")
