@@ -19,7 +19,7 @@ PROMPTS = [
     "1990 cats, 19th-century... photo!!!",
     "caf\u00e9 cafe\u0301 na\u00efve \u0130stanbul stra\u00dfe",
     "it's they're I'd we'll you've I'm don't can'T",
-    "\u732b\u3068\u72ac \U0001f63a\U0001f468\u200d\U0001f469\u200d\U0001f467 \u0645\u0631\u062d\u0628\u0627",
+    "\u732b\u3068\u72ac \U0001f63a\U0001f468\u200d\U0001f469 \u0645\u0631\u062d\u0628",
     "<|endoftext|> and <|startoftext|>and <|ENDOFTEXT|>",
     "!important ! !! hello!",
     "snake_case a-b/c\\d (parens) [x] {y} 50% $9.99 #1 @me &amp; \"q\"",

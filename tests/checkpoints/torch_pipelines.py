@@ -50,7 +50,7 @@ def vocabulary():
     letters = _alphabet()
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     words += [merge.replace(" ", "") for merge in MERGES]
-    words = list(dict.fromkeys(words)) + ["<|startoftext|>", "<|endoftext|>"]
+    words = [*dict.fromkeys(words), "<|startoftext|>", "<|endoftext|>"]
     return {word: index for index, word in enumerate(words)}
 
 
@@ -89,10 +89,7 @@ def randomized(model, seed):
     with torch.no_grad():
         for p in model.parameters():
             draw = rng.normal(size=p.shape)
-            if p.ndim == 1:
-                draw = p.numpy() + 0.3 * draw
-            else:
-                draw = draw / math.sqrt(p[0].numel())
+            draw = p.numpy() + 0.3 * draw if p.ndim == 1 else draw / math.sqrt(p[0].numel())
             p.copy_(torch.tensor(draw.astype(np.float16).astype(np.float32)))
     return model.eval().requires_grad_(False)
 
