@@ -1,5 +1,6 @@
 """A pipeline of Stable Diffusion's shape, from prompt to statistics, against diffusers."""
 
+import sys
 import warnings
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import memjax.cli.app as app
 from memjax.checkpoints import load, load_prompts
 from memjax.detect.evaluate import _displacements, evaluate_detectors
 from memjax.detect.p_laplace import PLaplaceFlux
@@ -147,6 +149,16 @@ def test_sampling_with_guidance(stable, torch_pipelines):
     follow = jax.jit(lambda score, x, c: ddim(score, x, sigmas, c))
     found = follow(guided(model, weight), noise / alphas[0], load_prompts(folder)(PROMPT))
     np.testing.assert_allclose(alphas[-1] * found, torch_pipelines.array(expected), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_prompt_is_drawn_from_the_command_line(stable, tmp_path, monkeypatch):
+    _, folder, _ = stable
+    words = ["sample", folder, "--prompt", PROMPT, "-n", 1, "--method", "ddim", "--steps", 1]
+    words += ["--guidance", 2, "--out", tmp_path / "drawn.png"]
+    monkeypatch.setattr(sys, "argv", ["memjax", *map(str, words)])
+    assert app.run() == 0
+    assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
