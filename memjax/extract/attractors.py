@@ -81,7 +81,7 @@ def find_attractors(
         key: a seed or a typed key, used beyond 256 dimensions only.
         conditions: pytree of arrays with a leading axis of n, or ``None``. An attractor is then
             examined under the condition of the start that represents it.
-        num_steps: steps allowed. Static.
+        num_steps: steps allowed.
         tolerance: residual, relative to sigma, at which a start has converged.
         merge: fixed points linked by steps of at most this, relative to sigma, are one: more than
             the error of a converged start, tolerance / (1 - radius), and less than 2, nearer to

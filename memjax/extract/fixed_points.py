@@ -128,7 +128,7 @@ def find_fixed_points(
         starts: one a row, such as samples of the model (``memjax.sample``).
         sigma: noise level in the score's units, > 0. Traced: another one compiles nothing.
         conditions: pytree of arrays with a leading axis of n, or ``None``.
-        num_steps: steps allowed. Static.
+        num_steps: steps allowed. Traced.
         tolerance: residual relative to sigma, >= 0: a norm of the score sigma |s|. In float32
             about 1e-6 |x| / sigma is the least that can be asked for.
         chunk_size: starts computed together. Static.
@@ -167,7 +167,7 @@ def find_fixed_points(
     scalars = _scalars("starts", starts, sigma, tolerance)
     found = []
     for done, xs, given in _chunks(starts, conditions, chunk_size):
-        found.append(_iterate_chunk(score, xs, given, *scalars, num_steps=num_steps))
+        found.append(_iterate_chunk(score, xs, given, *scalars, jnp.int32(num_steps)))
         _report(progress, found[-1], done, len(starts))
     return _joined(found, len(starts))
 
@@ -192,7 +192,7 @@ def polish(
         samples: one a row.
         sigma: noise level in the score's units, > 0. Traced.
         conditions: pytree of arrays with a leading axis of n, or ``None``.
-        num_steps: steps. Static.
+        num_steps: steps. Traced.
         chunk_size: samples computed together. Static.
         progress: called as ``progress(done, n)`` after every chunk.
 
@@ -215,7 +215,7 @@ def polish(
     (level,) = _scalars("samples", samples, sigma)
     found = []
     for done, xs, given in _chunks(samples, conditions, chunk_size):
-        found.append(_polish_chunk(score, xs, given, level, num_steps=num_steps))
+        found.append(_polish_chunk(score, xs, given, level, jnp.int32(num_steps)))
         _report(progress, found[-1], done, len(samples))
     return _joined(found, len(samples))
 
@@ -291,8 +291,8 @@ def _denoise(
     return x + sigma**2 * score(x, sigma, condition)
 
 
-@partial(jax.jit, static_argnames="num_steps")
-def _iterate_chunk(score, xs, conditions, sigma, tolerance, *, num_steps: int) -> FixedPoints:
+@jax.jit
+def _iterate_chunk(score, xs, conditions, sigma, tolerance, num_steps) -> FixedPoints:
     def look(x, condition, count) -> _Iterate:
         denoised = _denoise(score, x, condition, sigma)
         return _Iterate(x, denoised, jnp.linalg.norm((denoised - x).reshape(-1)), count)
@@ -319,10 +319,13 @@ def _iterate_chunk(score, xs, conditions, sigma, tolerance, *, num_steps: int) -
     return jax.vmap(one)(xs, conditions)
 
 
-@partial(jax.jit, static_argnames="num_steps")
-def _polish_chunk(score, xs, conditions, sigma, *, num_steps: int) -> Float[Array, "n ..."]:
+@jax.jit
+def _polish_chunk(score, xs, conditions, sigma, num_steps) -> Float[Array, "n ..."]:
     def one(x, condition):
-        return jax.lax.fori_loop(0, num_steps, lambda _, x: _denoise(score, x, condition, sigma), x)
+        def step(_, x):
+            return _denoise(score, x, condition, sigma)
+
+        return jax.lax.fori_loop(jnp.int32(0), num_steps, step, x)
 
     return jax.vmap(one)(xs, conditions)
 

@@ -294,12 +294,12 @@ def test_precision_is_the_callers(x64, dtype):
     assert polish(density, starts, SIGMA).dtype == dtype
 
 
-def test_another_noise_level_compiles_nothing():
+def test_another_noise_level_or_length_compiles_nothing():
     density = mj.Gaussian(jnp.zeros(2), 1.0)
     starts = jnp.ones((3, 2))
     find_fixed_points(density, starts, 0.1, chunk_size=3)
     before = module._iterate_chunk._cache_size()
-    find_fixed_points(density, starts[:2], 0.2, chunk_size=3, tolerance=1e-2)
+    find_fixed_points(density, starts[:2], 0.2, chunk_size=3, tolerance=1e-2, num_steps=7)
     assert module._iterate_chunk._cache_size() == before
 
 
