@@ -19,7 +19,13 @@ from memjax.networks._blocks import (
     same_channels,
     unet,
 )
-from memjax.networks._layers import TimeFeatures, perceptron, self_attention_2d, transformer_2d
+from memjax.networks._layers import (
+    TimeFeatures,
+    linear,
+    perceptron,
+    self_attention_2d,
+    transformer_2d,
+)
 from memjax.networks._weights import (
     WAY_OUT,
     Leaf,
@@ -43,11 +49,15 @@ class TextCondition(NamedTuple):
         pooled: one vector for the whole text; Stable Diffusion XL alone takes it.
         time_ids: original height and width, top and left of the crop, target height and width;
             Stable Diffusion XL alone takes them.
+        guidance: the strength of guidance that a distilled network is to imitate; networks with
+            ``time_cond_proj_dim`` (latent consistency models) alone take it, and may be left
+            without.
     """
 
     hidden_states: Float[Array, "*b n d"]
     pooled: Float[Array, "*b p"] | None = None
     time_ids: Float[Array, "*b k"] | None = None
+    guidance: Float[Array, "*b"] | None = None
 
 
 class UNet2DConditionOptions(NamedTuple):
@@ -94,7 +104,7 @@ class UNet2DConditionOptions(NamedTuple):
     time_embedding_dim: int | None = None
     time_embedding_act_fn: None = None
     timestep_post_act: None = None
-    time_cond_proj_dim: None = None
+    time_cond_proj_dim: int | None = None
     conv_in_kernel: Literal[1, 3, 5, 7] = 3
     conv_out_kernel: Literal[1, 3, 5, 7] = 3
     projection_class_embeddings_input_dim: int | None = None
@@ -120,8 +130,7 @@ class UNet2DConditionModel(eqx.Module):
     ``attention_head_dim`` means the number of heads here, as in diffusers; ``upcast_attention``
     changes nothing, because attention is formed in float32 at least. Refused by name are, among
     others, ``only_cross_attention``, ``dual_cross_attention``, projected or image conditions,
-    classes, the guidance embedding of consistency models (``time_cond_proj_dim``), and more
-    channels in than out (inpainting, depth).
+    classes, and more channels in than out (inpainting, depth).
 
     References:
         Rombach et al. (2022), arXiv:2112.10752; Podell et al. (2023), arXiv:2307.01952 (XL);
@@ -232,6 +241,8 @@ class UNet2DConditionModel(eqx.Module):
             raise InputError(
                 f"condition: expected hidden_states of shape [tokens, {width}], got {list(shape)}"
             )
+        if condition.guidance is not None and o.time_cond_proj_dim is None:
+            raise InputError("condition: expected None as guidance for this network")
         wanted = o.addition_embed_type is not None
         for name in ("pooled", "time_ids"):
             if wanted != (getattr(condition, name) is not None):
@@ -243,7 +254,11 @@ class UNet2DConditionModel(eqx.Module):
         o = self.options
         width = o.time_embedding_dim or 4 * o.block_out_channels[0]
         features = TimeFeatures(o.block_out_channels[0], o.flip_sin_to_cos, o.freq_shift)
-        embedding = perceptron(p / "time_embedding", features(t, dtype), width, o.act_fn)
+        p_time, times = p / "time_embedding", features(t, dtype)
+        if o.time_cond_proj_dim is not None:
+            strength = TimeFeatures(o.time_cond_proj_dim, cosines_first=False, shift=1)
+            times = times + _guidance(p_time / "cond_proj", times, strength, condition.guidance)
+        embedding = perceptron(p_time, times, width, o.act_fn)
         if o.addition_embed_type is None:
             return embedding
         features = features._replace(width=o.addition_time_embed_dim)
@@ -317,6 +332,20 @@ class UNet2DConditionModel(eqx.Module):
             "UNetMidBlock2DCrossAttn": [cross(heads[-1], _each(depths[-1], 1)[0])],
         }[o.mid_block_type]
         return [level(*args) for args in down], bottom, [level(*args) for args in up]
+
+
+def _guidance(
+    p: Weights,
+    times: Float[Array, "w"],
+    features: TimeFeatures,
+    guidance: Float[Array, ""] | None,
+) -> Float[Array, "w"]:
+    """What the strength of guidance adds to the features of the time; zero without one."""
+    if guidance is None:
+        p("weight", times.size, features.width)  # the file has it
+        return jnp.zeros_like(times)
+    strength = features(1000 * jnp.asarray(guidance), times.dtype)
+    return linear(p, strength, times.size, bias=False)
 
 
 def _each(value: Any, count: int) -> tuple:

@@ -60,6 +60,7 @@ VARIANTS = {
         },
         (4, 4),
     ),
+    "latent consistency, told the guidance": ({"time_cond_proj_dim": 7}, (4, 4)),
     "odd sides": ({"mid_block_type": None, "act_fn": "gelu", "attention_head_dim": 4}, (5, 7)),
     "odd sides, padding 0": ({"downsample_padding": 0, "mid_block_type": None}, (5, 7)),
 }
@@ -79,17 +80,31 @@ def build(torch_models, name):
             pooled=rng.normal(size=5).astype(np.float32),
             time_ids=np.array([512, 640, 0, 3, 1024, 768], np.float32),
         )
+    if "time_cond_proj_dim" in options:
+        condition = condition._replace(guidance=np.float32(7.5))
     return model, (x, v, u), condition
 
 
 def theirs(torch_models, model, condition, dtype):
     """The model as a function of one latent alone, its first channels the prediction."""
+    from diffusers import LatentConsistencyModelPipeline
+    from diffusers.models import embeddings
+
     torch = torch_models.torch
-    text, pooled, ids = (None if a is None else torch.tensor(a)[None].to(dtype) for a in condition)
-    added = None if pooled is None else {"text_embeds": pooled, "time_ids": ids}
+    text, pooled, ids, strength = (
+        None if a is None else torch.tensor(a)[None].to(dtype) for a in condition
+    )
+    options = {} if pooled is None else {"text_embeds": pooled, "time_ids": ids}
+    options = {"added_cond_kwargs": options or None}
+    width = model.config.time_cond_proj_dim
+    if strength is not None and dtype == torch.float32:
+        embed = LatentConsistencyModelPipeline.get_guidance_scale_embedding
+        options["timestep_cond"] = embed(None, strength, width)
+    elif strength is not None:  # the same features, in double precision by ``precise_times``
+        options["timestep_cond"] = embeddings.get_timestep_embedding(1000 * strength, width)
 
     def network(x):
-        out = model.to(dtype)(x.to(dtype), torch.tensor(873.0), text, added_cond_kwargs=added)
+        out = model.to(dtype)(x.to(dtype), torch.tensor(873.0), text, **options)
         return out.sample[:, :4]
 
     return network
@@ -153,7 +168,6 @@ def test_double_precision(torch_models, loaded, compiled, x64, name):
         ("time_embedding_type", "fourier"),
         ("time_embedding_act_fn", "silu"),
         ("timestep_post_act", "silu"),
-        ("time_cond_proj_dim", 256),
         ("resnet_skip_time_act", True),
         ("resnet_out_scale_factor", 2.0),
         ("conv_in_kernel", 2),
@@ -227,3 +241,20 @@ def test_residual_resampling_wants_even_sides():
     network = UNet2DConditionModel({}, UNet2DConditionOptions(**options))
     with pytest.raises(InputError, match=r"x: expected sides divisible by 2, got \[4, 5\]"):
         network(jnp.zeros((4, 5, 4)), 0.0, TextCondition(TEXT))
+
+
+def test_a_network_distilled_for_guidance_does_without_it(torch_models, loaded, compiled):
+    model, (x, _, _), condition = build(torch_models, "latent consistency, told the guidance")
+    network, given = ours(loaded, model), as_arrays(condition._replace(guidance=None))
+    found = compiled(lambda f, x: f(x, jnp.float32(873), given), network, x)(network, x)
+    torch = torch_models.torch
+    text = torch.tensor(condition.hidden_states)[None]
+    expected = model(torch_models.image(x), torch.tensor(873.0), text).sample
+    np.testing.assert_allclose(found, torch_models.array(expected), atol=1e-5, rtol=0)
+
+
+def test_guidance_is_refused_where_the_network_takes_none(torch_models, loaded):
+    model, (x, _, _), condition = build(torch_models, "Stable Diffusion 1")
+    given = as_arrays(condition._replace(guidance=np.float32(2)))
+    with pytest.raises(InputError, match="condition: expected None as guidance"):
+        ours(loaded, model)(jnp.asarray(x), 873.0, given)
