@@ -173,9 +173,15 @@ def lanczos(function, x, start, num_products: int, *, fresh: bool = False):
 
     def product(v):
         transposed = torch.func.vjp(function, x)[1] if kept is None else kept
-        with torch.no_grad():
-            return (torch.func.jvp(function, (x,), (v,))[1] + transposed(v)[0]) / 2
+        return (torch.func.jvp(function, (x,), (v,))[1] + transposed(v)[0]) / 2
 
     with torch.no_grad():
-        projected = _gram_schmidt(product, start, num_products)
-        return torch.linalg.eigvalsh((projected + projected.mT) / 2).numpy()
+        return ritz_values(product, start, num_products)
+
+
+def ritz_values(product, start, num_products: int):
+    """Ritz values of a symmetric operator, ascending, [batch, num_products]."""
+    import torch
+
+    projected = _gram_schmidt(product, start, num_products)
+    return torch.linalg.eigvalsh((projected + projected.mT) / 2).numpy()

@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks import _krylov_peers, _torch
 from benchmarks._krylov_peers import Problem
 from benchmarks._precision import COLORS, panels, rounded
+from benchmarks._ritz import both_ends, hessenberg, largest_modulus, relative_error
 from benchmarks._unet import Network, field, forward, network, parameters
 from benchmarks.harness import Baseline, Case, Program, Table, Target, installed, require
 from memjax.calculus.linearization import linearize
@@ -87,38 +88,6 @@ def _bare(kind, lin, v):
     return jax.lax.scan(lambda v, _: (getattr(lin, kind)(v), None), v, length=PRODUCTS)[0]
 
 
-def _hessenberg(product, starts):
-    """V A V^T of every point in float64: Gram-Schmidt twice, products one by one."""
-    batch = len(starts)
-    basis = np.zeros((batch, PRODUCTS + 1, starts[0].size))
-    basis[:, 0] = np.asarray(starts, np.float64).reshape(batch, -1)
-    out = np.zeros((batch, PRODUCTS + 1, PRODUCTS))
-    for j in range(PRODUCTS):
-        v = jnp.asarray(basis[:, j], starts.dtype).reshape(starts.shape)
-        w = np.asarray(product(v), np.float64).reshape(batch, -1)
-        for _ in range(2):
-            along = np.einsum("bmd,bd->bm", basis[:, : j + 1], w)
-            w -= np.einsum("bm,bmd->bd", along, basis[:, : j + 1])
-            out[:, : j + 1, j] += along
-        out[:, j + 1, j] = np.linalg.norm(w, axis=1)
-        basis[:, j + 1] = w / out[:, j + 1, j, None]
-    return out[:, :PRODUCTS]
-
-
-def _largest_modulus(hessenberg):
-    """Moduli, because conjugates may come in either order."""
-    return -np.sort(-np.abs(np.linalg.eigvals(hessenberg)), axis=1)[:, :PAIRS]
-
-
-def _both_ends(ritz):
-    """Half of the values from either end of an ascending list."""
-    return np.concatenate([ritz[:, : PAIRS // 2], ritz[:, -PAIRS // 2 :]], axis=1)
-
-
-def _error(found, expected) -> float:
-    return float(np.max(np.abs(np.asarray(found) - expected)) / np.max(np.abs(expected)))
-
-
 class _Setting:
     """The network, its products, and what the solvers should find."""
 
@@ -128,7 +97,7 @@ class _Setting:
         self.arguments = (self.net.weights, self.net.points, self.net.directions)
         self.lin = jax.jit(partial(_linearize, self.net.module))(*self.arguments[:2])
         self.product = jax.jit(lambda lin, v: getattr(lin, kind)(v))
-        self.hessenberg = _hessenberg(partial(self.product, self.lin), self.net.directions)
+        self.hessenberg = hessenberg(partial(self.product, self.lin), self.net.directions, PRODUCTS)
 
     @property
     def ritz(self):
@@ -139,13 +108,13 @@ class _Setting:
         values, num_products = out
         if np.any(np.asarray(num_products) != PRODUCTS):
             return np.inf
-        return _error(values, _both_ends(self.ritz))
+        return relative_error(values, both_ends(self.ritz, PAIRS))
 
     def check_arnoldi(self, out) -> float:
         values, num_products = out
         if np.any(np.asarray(num_products) != PRODUCTS):
             return np.inf
-        return _error(np.abs(values), _largest_modulus(self.hessenberg))
+        return relative_error(np.abs(values), largest_modulus(self.hessenberg, PAIRS))
 
     def program(self, run, check, **baselines) -> Program:
         return Program(
@@ -167,7 +136,7 @@ def _against_bare(run_and_check, kind: str, quick: bool, seed: int) -> Program:
         v = setting.net.directions
         for _ in range(PRODUCTS):
             v = setting.product(setting.lin, v)
-        return _error(out, np.asarray(v))
+        return relative_error(out, np.asarray(v))
 
     bare = Baseline(
         partial(_bare, kind), (setting.lin, setting.net.directions), check, 1, BARE_TARGET
@@ -183,7 +152,9 @@ def _against_torch(method: str, quick: bool, seed: int) -> Program:
     setting = _Setting(kind, quick, seed)
     net = setting.net
     function, images = _torch.unet(net.module, net.weights, net.points)
-    parity = _error(_torch.evaluate(function, images), np.asarray(forward(net.module, *net[1:3])))
+    parity = relative_error(
+        _torch.evaluate(function, images), np.asarray(forward(net.module, *net[1:3]))
+    )
     if not parity < 1e-4:
         raise ValueError(f"the networks differ by {parity:.1e}")
     arguments = (function, images, _torch.to_torch(net.directions), PRODUCTS)
@@ -191,8 +162,8 @@ def _against_torch(method: str, quick: bool, seed: int) -> Program:
     def check(values) -> float:
         if method == "arnoldi":
             found = -np.sort(-np.abs(values), axis=1)[:, :PAIRS]
-            return _error(found, _largest_modulus(setting.hessenberg))
-        return _error(_both_ends(values), _both_ends(setting.ritz))
+            return relative_error(found, largest_modulus(setting.hessenberg, PAIRS))
+        return relative_error(both_ends(values, PAIRS), both_ends(setting.ritz, PAIRS))
 
     rivals = {"PyTorch": getattr(_torch, method)}
     if method == "lanczos":
