@@ -31,7 +31,7 @@ from memjax.localize.scan import scan_images, scan_levels, scan_samples
 from memjax.training.testbeds import prompts_testbed
 
 TUNING, SCORING = (1, 2, 3), (4, 5, 6)
-STEPS, WEAKER = 8000, (300, 1000, 2500)
+STEPS, WEAKER = 8000, (300, 1000)
 SIGMAS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0)
 """In the units of the digits, whose pixels have standard deviations up to 0.8."""
 RANGES = ((0.1, 1.5), (0.2, 1.5), (0.35, 1.5), (0.1, 20.0))
@@ -90,7 +90,7 @@ def _bed(seed: int, quick: bool) -> Bed:
     scans: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
     for other in weaker:
         baseline = score_of(prompts_testbed(seed, steps=other, num_samples=70).model)
-        given = {"key": key, "baseline": baseline, "num_draws": DRAWS}
+        given = {"key": key, "baseline": baseline, "num_draws": DRAWS, "row_chunk": count}
         by_place = {
             "noised": scan_images(model, images, jnp.asarray(SIGMAS), conditions, **given),
             "trajectory": scan_samples(model, SIGMAS, conditions, **given),

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from memjax._core.chunked import chunked_map
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
-from memjax.diffusion.adapters import Scalar
+from memjax.diffusion.adapters import callable_pytree
 from memjax.diffusion.combine import Score
 from memjax.diffusion.model import Model
 from memjax.localize.maps import Maps, Method, PixelMap, curvature_maps, mean_over_draws
@@ -159,10 +159,6 @@ def scan_points(
     return jax.lax.map(level, (points, sigmas.astype(points.dtype)))
 
 
-@partial(
-    jax.jit,
-    static_argnames=("num_draws", "method", "num_products", "chunk_size", "row_chunk"),
-)
 def scan_images(
     score: Score,
     images: Float[Array, "p r ..."],
@@ -180,37 +176,55 @@ def scan_images(
     """Maps of many rows at noised images, without sampling: one compiled program.
 
     Args:
-        score: callable pytree; its weights are arguments of the program.
+        score: callable pytree or plain function; a pytree's leaves, the weights, are arguments
+            of the program.
         images: r >= 1 images for each of p rows; draw k uses number k mod r.
         sigmas: noise levels.
         conditions: one condition for each row along the leading axis of every leaf, or ``None``.
         key: randomness, common to all rows.
         baseline: as for ``curvature_maps``.
-        num_draws: noises per row and level. Static.
-        method: as for ``curvature_maps``. Static.
+        num_draws: noises per row and level.
+        method: as for ``curvature_maps``.
         num_products: likewise.
         chunk_size: likewise.
-        row_chunk: rows computed together. Static.
+        row_chunk: rows computed together.
 
     Returns:
         `Maps` with leading axes of rows and levels.
 
+    Raises:
+        InputError: conditions without one row for each row of images, or an argument out of range.
+
     Cost: ``num_draws`` times ``maps_cost`` for every row and level.
     """
+    for leaf in jax.tree.leaves(conditions):
+        if jnp.ndim(leaf) < 1 or leaf.shape[0] != images.shape[0]:
+            raise InputError(
+                f"conditions: expected {images.shape[0]} rows, one for each of images, got shape "
+                f"{jnp.shape(leaf)}"
+            )
+    return _scan_images(
+        callable_pytree(score, "score"),
+        images,
+        sigmas,
+        conditions,
+        key,
+        None if baseline is None else callable_pytree(baseline, "baseline"),
+        num_draws=num_draws,
+        options=(("method", method), ("num_products", num_products), ("chunk_size", chunk_size)),
+        row_chunk=row_chunk,
+    )
 
+
+@partial(jax.jit, static_argnames=("num_draws", "options", "row_chunk"))
+def _scan_images(
+    score, images, sigmas, conditions, key, baseline, *, num_draws, options, row_chunk
+) -> Maps:
     def row(given):
         own, condition = given
         points = noised_points(own, sigmas, derive_key(key, "noise"), num_draws=num_draws)
         return scan_points(
-            score,
-            points,
-            sigmas,
-            condition,
-            key=key,
-            baseline=baseline,
-            method=method,
-            num_products=num_products,
-            chunk_size=chunk_size,
+            score, points, sigmas, condition, key=key, baseline=baseline, **dict(options)
         )
 
     return chunked_map(row, (images, conditions), chunk_size=row_chunk)
@@ -222,7 +236,7 @@ def scan_samples(
     conditions: PyTree,
     *,
     key: PRNGKeyArray,
-    weight: Scalar = 1.0,
+    weight: float | int = 1.0,
     baseline: Score | None = None,
     num_draws: int = 8,
     num_steps: int = 18,
@@ -255,7 +269,7 @@ def scan_samples(
         model,
         conditions,
         key,
-        baseline,
+        None if baseline is None else callable_pytree(baseline, "baseline"),
         sigmas=tuple(float(sigma) for sigma in sigmas),
         weight=weight,
         num_draws=num_draws,
@@ -271,7 +285,7 @@ def scan_samples(
 )
 def _scan_samples(
     model, conditions, key, baseline, *, sigmas, weight, num_draws, num_steps, options, row_chunk
-):
+) -> Maps:
     def row(condition):
         points = trajectory_points(
             model,
