@@ -148,7 +148,8 @@ def sample(
     model: Model,
     num_samples: int,
     *,
-    key: int | PRNGKeyArray,
+    key: int | PRNGKeyArray | None = None,
+    noises: Float[Array, "n *event"] | None = None,
     conditions: PyTree = None,
     method: Method = "heun",
     num_steps: int = 18,
@@ -167,6 +168,8 @@ def sample(
         model: a `Model`; its weights are arguments of the compiled program.
         num_samples: n, at least 1.
         key: a seed or a typed key.
+        noises: in place of a key: what samples start from, divided by sigma_max, such as the
+            noises found by ``memjax.mitigate.sail``.
         conditions: pytree of arrays with a leading axis of n, one condition per sample; ``None``
             for the model's null condition.
         method: ``"heun"`` (EDM's, 2 ``num_steps`` - 1 evaluations) or ``"ddim"`` (``num_steps``).
@@ -183,8 +186,8 @@ def sample(
         dtype of the model's weights (JAX's default for a model without).
 
     Raises:
-        InputError: an argument out of range, an unknown method, or conditions without one row
-            per sample.
+        InputError: an argument out of range, an unknown method, conditions without one row per
+            sample, or not exactly one of key and noises.
 
     References:
         Karras et al. (2022), arXiv:2206.00364, Algorithm 1; Song et al. (2021), arXiv:2010.02502.
@@ -214,12 +217,19 @@ def sample(
             data_std=model.data_std,
             null_condition=model.null_condition,
         )
-    key = derive_key(key, "sample")
+    if (key is None) == (noises is None):
+        raise InputError("key, noises: expected one of them")
+    if noises is not None and noises.shape != (num_samples, *model.event_shape):
+        raise InputError(
+            f"noises: expected shape {(num_samples, *model.event_shape)}, got {noises.shape}"
+        )
+    key = None if key is None else derive_key(key, "sample")
     chunks = []
     for start in range(0, num_samples, chunk_size):
         rows = np.arange(start, start + chunk_size)
         present = np.minimum(rows, num_samples - 1)
-        chunk = jax.tree.map(lambda leaf, present=present: jnp.asarray(leaf)[present], conditions)
+        given = (conditions, noises)
+        chunk = jax.tree.map(lambda leaf, present=present: jnp.asarray(leaf)[present], given)
         chunks.append(
             _sample_chunk(model, key, jnp.asarray(rows, jnp.int32), sigmas, chunk, method)
         )
@@ -258,16 +268,18 @@ def widest_dtype(model: Model) -> np.dtype:
 @partial(jax.jit, static_argnames="method")
 def _sample_chunk(
     model: Model,
-    key: PRNGKeyArray,
+    key: PRNGKeyArray | None,
     rows: Int[Array, "n"],
     sigmas: Float[Array, "m"],
-    conditions: PyTree,
+    given: tuple[PyTree, Float[Array, "n *event"] | None],
     method: str,
 ) -> Float[Array, "n *event"]:
-    def one(row, condition):
-        # Drawn in float32 always, so that double precision refines a sample, not replaces it.
-        noise = jax.random.normal(derive_key(key, row), model.event_shape, jnp.float32)
+    def one(row, given):
+        condition, noise = given
+        if key is not None:
+            # In float32 always, so that double precision refines a sample, not replaces it.
+            noise = jax.random.normal(derive_key(key, row), model.event_shape, jnp.float32)
         x = sigmas[0] * noise.astype(sigmas.dtype)
         return _METHODS[method](model, x, sigmas, condition)
 
-    return jax.vmap(one)(rows, conditions)
+    return jax.vmap(one)(rows, given)

@@ -125,7 +125,7 @@ def sail(
     selects among random ones: compare with rejected ones (``num_steps=0`` selects).
 
     Args:
-        model: unguided `Model` with a null condition; its weights are arguments of the program.
+        model: unguided, conditional `Model`; its weights are arguments of the compiled program.
         num_noises: n noises for each condition.
         key: a seed or a typed key.
         conditions: pytree of arrays with a leading axis of c.
@@ -145,7 +145,7 @@ def sail(
         `SailResult`; deterministic. ``sample(model, ..., noises=...)`` starts from its noises.
 
     Raises:
-        InputError: an argument out of range, no null condition, or conditions that do not fit.
+        InputError: an argument out of range, or conditions that do not fit.
 
     Without raising: a candidate whose objective or gradient is not finite is given up. The noises
     found when the budget ends are returned, the best others with them, not accepted.
@@ -160,7 +160,7 @@ def sail(
         in the result again; Polyak (1969), Minimization of
         unsmooth functionals (the step); Kingma, Ba (2015), arXiv:1412.6980 (Adam).
     """
-    count = check_conditions(model, conditions)
+    count = check_conditions(conditions)
     objective = NoiseObjective() if objective is None else objective
     objective.level(model)
     if optimizer not in _LEARNING_RATES:
@@ -239,10 +239,13 @@ def _search(
     means = condition_means(model, condition) if needs_means else None
 
     def draw(candidate):
+        # In float32 always, so that double precision refines a search, not replaces it.
         return jax.random.normal(derive_key(key, candidate), shape, jnp.float32).astype(dtype)
 
+    drawn = jax.vmap(draw)(jnp.arange(search.max_candidates))
+
     def begin(candidates):
-        noises = jax.vmap(draw)(candidates)
+        noises = drawn.at[candidates].get(mode="clip")
         return _Slots(
             noises,
             jax.vmap(adam.init)(noises) if search.optimizer == "adam" else (),
@@ -281,24 +284,26 @@ def _search(
         accepted = slots.active & finite & (value <= threshold)
         last = slots.steps >= search.num_steps
         done = accepted | (slots.active & (last | ~finite))
-        moved = jax.vmap(lambda a, b: _length(a - b))(slots.noises, jax.vmap(draw)(slots.candidate))
+        moved = jax.vmap(_length)(slots.noises - drawn.at[slots.candidate].get(mode="clip"))
         rank = jnp.where(accepted, _ACCEPTED, jnp.where(done & finite, _REJECTED, _EMPTY))
+        rank = rank.astype(jnp.int32)
         ours = _Pool(rank, slots.noises, value, slots.steps, moved, slots.candidate)
         pool = _best(pool, ours, n)
         noises, optimized = jax.vmap(improve)(slots.noises, value, gradient, slots.optimizer)
         going = slots._replace(noises=noises, optimizer=optimized, steps=slots.steps + 1)
-        fresh = begin(jnp.where(done, state.begun + jnp.cumsum(done) - 1, search.max_candidates))
-        replaced = jnp.minimum(jnp.sum(done), search.max_candidates - state.begun)
+        order = jnp.cumsum(done, dtype=jnp.int32)
+        fresh = begin(jnp.where(done, state.begun + order - 1, search.max_candidates))
+        replaced = jnp.minimum(order[-1], search.max_candidates - state.begun)
         return _State(
             jax.tree.map(partial(_select, done), fresh, going),
             pool,
             state.begun + replaced,
-            state.evaluations + jnp.sum(slots.active),
+            state.evaluations + jnp.sum(slots.active, dtype=jnp.int32),
         )
 
     first = jnp.arange(k, dtype=jnp.int32)
     empty = _Pool(
-        jnp.full(n, _EMPTY),
+        jnp.full(n, _EMPTY, jnp.int32),
         jnp.full((n, *shape), jnp.nan, dtype),
         jnp.full(n, jnp.nan, dtype),
         jnp.zeros(n, jnp.int32),

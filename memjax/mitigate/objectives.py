@@ -236,9 +236,9 @@ def judge_noises(
         One value each; NaN where the network is.
 
     Raises:
-        InputError: shapes that do not fit, or a model without null condition.
+        InputError: shapes that do not fit, or a level above the model's largest.
     """
-    check_conditions(model, conditions, noises.shape[0])
+    check_conditions(conditions, noises.shape[0])
     if noises.shape[2:] != model.event_shape:
         raise InputError(
             f"noises: expected [c, n, {str(model.event_shape)[1:]}, got {noises.shape}"
@@ -256,13 +256,11 @@ def _judge(model, noises, conditions, objective, chunk_size):
     return chunked_map(row, (noises, conditions), chunk_size=chunk_size)
 
 
-def check_conditions(model: Model, conditions: PyTree, count: int | None = None) -> int:
-    """The number of conditions, if the model can tell them from the null condition."""
+def check_conditions(conditions: PyTree, count: int | None = None) -> int:
+    """The number of conditions, refused unless all arrays have as many rows."""
     leaves = jax.tree.leaves(conditions)
     if not leaves:
         raise InputError("conditions: expected arrays, one row per condition, got none")
-    if model.null_condition is None:
-        raise InputError("model: expected a null condition to compare with, found none")
     rows = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in leaves}
     found = min(rows)
     if len(rows) > 1 or found < 1 or count not in (None, found):
@@ -276,5 +274,5 @@ def check_conditions(model: Model, conditions: PyTree, count: int | None = None)
 def _norm(v: Float[Array, "..."]) -> Float[Array, ""]:
     """|v|, with gradient zero where v is."""
     square = jnp.sum(v * v)
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+    zero = square == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))

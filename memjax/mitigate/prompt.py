@@ -94,7 +94,7 @@ def optimize_prompts(
     zero is the null condition.
 
     Args:
-        model: unguided `Model` with a null condition; its weights are arguments of the program.
+        model: unguided, conditional `Model`; its weights are arguments of the compiled program.
         key: of the noises n_j, the same for all conditions. A seed or a typed key.
         conditions: pytree of arrays with a leading axis of c, with floating-point ones among them:
             those are moved. For indices see ``embed_conditions``.
@@ -111,7 +111,7 @@ def optimize_prompts(
         `PromptResult`; deterministic.
 
     Raises:
-        InputError: an argument out of range, no null condition, or nothing to move.
+        InputError: an argument out of range, conditions that do not fit, or nothing to move.
 
     Cost: one evaluation a noise for the null condition, then one evaluation and one vjp for each
     noise and loss; there is one loss more than steps.
@@ -121,7 +121,7 @@ def optimize_prompts(
         all images together, so that its target grows as the root of their number; here each has
         its own, and a published target for one image holds for any number.
     """
-    check_conditions(model, conditions)
+    check_conditions(conditions)
     for name, value in (("target", target), ("learning_rate", learning_rate)):
         check_positive(name, value)
     check_count("num_noises", num_noises, 1)

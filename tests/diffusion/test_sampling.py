@@ -150,6 +150,19 @@ def test_a_sample_depends_on_its_number_only(method):
     assert len(np.unique(all_of_them[:, 0])) == 11
 
 
+def test_samples_start_from_given_noises():
+    """In chunks too; exactly one of key and noises, and one noise for each sample."""
+    model = model_of(gaussian(np.float32), sigma_max=5.0)
+    noises = jax.random.normal(jax.random.key(3), (5, 3), jnp.float32)
+    grid = jnp.asarray(noise_levels(5.0, 0.01, 6), jnp.float32)
+    found = sample(model, 5, noises=noises, num_steps=6, chunk_size=2)
+    expected = jax.vmap(lambda n: heun(model, 5.0 * n, grid))(noises)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    for wrong in ({}, {"key": 0, "noises": noises}, {"noises": noises[:4]}):
+        with pytest.raises(InputError, match="noises: expected"):
+            sample(model, 5, **wrong)
+
+
 def test_double_precision_refines_a_sample():
     single = sample(model_of(gaussian(np.float32)), 3, key=1, num_steps=5)
     with jax.enable_x64(True):
@@ -195,7 +208,8 @@ def test_no_weight_is_baked_into_the_program():
     model = model_of(Linear(-jnp.eye(64)), (64,))
     sigmas = jnp.asarray(noise_levels(1.0, 0.1, 3), jnp.result_type(float))
     rows = jnp.arange(2, dtype=jnp.int32)
-    text = _sample_chunk.lower(model, jax.random.key(0), rows, sigmas, None, "heun").as_text()
+    lowered = _sample_chunk.lower(model, jax.random.key(0), rows, sigmas, (None, None), "heun")
+    text = lowered.as_text()
     constants = re.findall(r"stablehlo.constant dense.*: tensor<([0-9x]*)x[a-z]", text)
     assert all(np.prod([int(n) for n in shape.split("x")]) < 64 * 64 for shape in constants)
     assert "tensor<64x64x" in text.split("@main")[1].split("{")[0]
