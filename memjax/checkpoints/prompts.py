@@ -210,9 +210,9 @@ class PromptEncoder:
         self.sha256 = tuple((name, part.digest) for name, part in parts.items())
         self.null = self("")
         if zeros:
-            hidden, pooled, _ = self.null
+            pooled = self.null.pooled
             self.null = self.null._replace(
-                hidden_states=jnp.zeros_like(hidden),
+                hidden_states=jnp.zeros_like(self.null.hidden_states),
                 pooled=None if pooled is None else jnp.zeros_like(pooled),
             )
 

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from memjax._core.errors import InputError
 from memjax.densities.gaussian import Gaussian
 from memjax.diffusion.model import Model
-from memjax.diffusion.sampling import ddim, heun, noise_levels, sample
+from memjax.diffusion.sampling import ddim, decode_samples, heun, noise_levels, sample
 
 SAMPLERS = {"heun": (heun, 2), "ddim": (ddim, 1)}
 
@@ -161,6 +161,25 @@ def test_samples_start_from_given_noises():
     for wrong in ({}, {"key": 0, "noises": noises}, {"noises": noises[:4]}):
         with pytest.raises(InputError, match="noises: expected"):
             sample(model, 5, **wrong)
+
+
+@pytest.mark.parametrize("weight", [0, 1, 2.5])
+def test_guidance_moves_the_mean(weight):
+    """Between Gaussians of one width guidance is a shift: w times the condition's mean."""
+    null = jnp.zeros(3, jnp.float32)
+    model = model_of(lambda x, sigma, mean: (mean - x) / (1 + sigma**2), null_condition=null)
+    means = jax.random.normal(jax.random.key(5), (4, 3), jnp.float32)
+    found = sample(model, 4, key=1, conditions=means, num_steps=5, guidance=weight)
+    expected = sample(model, 4, key=1, conditions=weight * means, num_steps=5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_samples_are_decoded_one_by_one():
+    """The same in chunks as alone, and as many together as an image's size allows."""
+    side = 192
+    model = model_of(lambda x, s, c: -x, (side, side, 1), decode=lambda z: 2 * z[:4, :4] + 1)
+    samples = jax.random.normal(jax.random.key(6), (3, side, side, 1), jnp.float32)
+    np.testing.assert_array_equal(decode_samples(model, samples), 2 * samples[:, :4, :4] + 1)
 
 
 def test_double_precision_refines_a_sample():
