@@ -385,7 +385,7 @@ def figure(records):
             label=row["title"],
         )
     left.set(xscale="log", xlabel="noise level", ylim=(0.45, 1.01))
-    left.set_title("AUROC of varying pixels, single levels, as they are", fontsize=9)
+    left.set_title("AUROC of varying pixels, not smoothed", fontsize=8)
     left.legend(fontsize=6.5, frameon=False, loc="lower left")
     for j, row in enumerate(rows):
         color = COLORS[list(TITLES).index(row["method"])]
@@ -400,14 +400,14 @@ def figure(records):
     middle.set_yticklabels(
         [row["title"] + (", smoothed" if row["smoothed"] else "") for row in rows], fontsize=6.5
     )
-    middle.set_title("other seeds: AUROC (filled), IoU (open); dotted: all pixels", fontsize=9)
+    middle.set_title("AUROC (filled), IoU (open); all pixels (dotted)", fontsize=8)
     for i, method in enumerate(("lattice", "hutchinson", "auto")):
         own = [row for row in tables.get("fields", []) if row["method"] == method]
         products, error = [r["products"] for r in own], [r["relative_error"] for r in own]
         right.plot(products, error, MARKERS[i] + "-", color=COLORS[i], label=method)
     if "fields" in tables:
         right.set(xscale="log", yscale="log", xlabel="products with each branch")
-    right.set_title("relative error of the map of a Gaussian world, d = 576", fontsize=9)
+    right.set_title("relative error, Gaussian world, d = 576", fontsize=8)
     right.legend(fontsize=7, frameon=False)
     for axis in (left, middle, right):
         axis.grid(color="0.92")
