@@ -1,3 +1,4 @@
+from .export import export_diffusers as export_diffusers
 from .files import read_config as read_config
 from .files import save as save
 from .inspect import Inspection as Inspection
@@ -10,6 +11,7 @@ from .torch_bridge import from_torch as from_torch
 __all__ = [
     "Inspection",
     "PromptEncoder",
+    "export_diffusers",
     "from_torch",
     "inspect_model",
     "load",

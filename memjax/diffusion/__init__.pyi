@@ -20,6 +20,7 @@ from .likelihood import bits_per_dim as bits_per_dim
 from .likelihood import log_likelihood as log_likelihood
 from .likelihood import log_likelihood_ratio as log_likelihood_ratio
 from .model import Model as Model
+from .model import Origin as Origin
 from .model import from_callable as from_callable
 from .prediction import EDMPreconditioned as EDMPreconditioned
 from .prediction import PredictionScore as PredictionScore
@@ -56,6 +57,7 @@ __all__ = [
     "LogLikelihood",
     "LogLikelihoodRatio",
     "Model",
+    "Origin",
     "NNXNetwork",
     "PredictionScore",
     "ProbabilityFlow",
