@@ -305,6 +305,7 @@ def digits_rows(seed: int, progress: Progress) -> dict[str, Any]:
     weaker = prompts_testbed(seed, steps=WEAKER_STEPS, num_samples=70, progress=progress).model
     bed = found.bed
     kinds = np.array(bed.kind)
+    words = [kind.replace("memorized", "stored") for kind in bed.kind]
     templates = np.flatnonzero(kinds == "template")
     shown = np.flatnonzero(np.isin(kinds, ("memorized", "general")))
     shown = np.concatenate([templates[1::2], shown])
@@ -312,7 +313,7 @@ def digits_rows(seed: int, progress: Progress) -> dict[str, Any]:
 
     def rows(prompts: np.ndarray) -> Rows:
         return Rows(
-            tuple(f"{p:02d} {kinds[p]}" for p in prompts),
+            tuple(f"{p:02d} {words[p]}" for p in prompts),
             prompts.astype(np.int32),
             None,
             np.zeros(len(prompts), np.int32),

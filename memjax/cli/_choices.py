@@ -141,6 +141,15 @@ def writing(folder: Path, *parts: str) -> Iterator[None]:
         raise InputError(f"--out: cannot write to {folder}: {error.strerror}") from None
 
 
+def npz_file(arrays: dict[str, Any]) -> bytes:
+    """Arrays as a compressed .npz file, the same bytes for the same arrays."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows with the same keys as CSV that no spreadsheet takes for formulas."""
     stream = io.StringIO()

@@ -39,6 +39,7 @@ def run() -> int:
         export,
         inspect,
         localize,
+        mitigate,
         model,
         report,
     )

@@ -12,6 +12,7 @@ from memjax._core.errors import InputError
 from memjax.cli._choices import (
     check_folder,
     check_paths,
+    npz_file,
     parse_numbers,
     prompt_conditions,
     text_table,
@@ -371,7 +372,7 @@ def _write(
             ]
             picture = render(draw_maps, shown, settings["unit"])
             write_atomically(figures / f"maps-{number:02d}.png", picture)
-        write_atomically(folder / "maps.npz", _npz(arrays))
+        write_atomically(folder / "maps.npz", npz_file(arrays))
         write_table(folder / "table.csv", table)
         text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
         write_atomically(folder / "settings.json", text.encode())
@@ -447,13 +448,3 @@ def _show_quality(quality: dict[str, Any], chosen: str) -> None:
         f"IoU of a mask of all pixels: {floor['all_ones']:.3f}; of as many at random: "
         f"{floor['random']:.3f}"
     )
-
-
-def _npz(arrays: dict[str, Any]) -> bytes:
-    import io
-
-    import numpy as np
-
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
