@@ -181,6 +181,11 @@ def shift(
 
     Returns:
         Images of the same shape, none of them where it was.
+
+    >>> dot = np.zeros((1, 3, 3, 1), np.float32)
+    >>> dot[0, 1, 1] = 1
+    >>> float(shift(dot, np.random.default_rng(0))[0, 1, 1, 0])
+    0.0
     """
     _, h, w, _ = images.shape
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")

@@ -88,6 +88,11 @@ class NoiseObjective:
     Raises:
         InputError: an unknown name, or a number out of range.
 
+    >>> NoiseObjective("released", regularization=0.05).cost
+    Cost(forward=4, jvp=0, vjp=0)
+    >>> NoiseObjective("pull", sigma=2.0).cost_with_gradient
+    Cost(forward=1, jvp=0, vjp=1)
+
     References:
         Jeon, Kim, No (2025), arXiv:2412.04140, section 5 and Algorithm 2, which leave out
         1/step^2, and whose published code computes ``"released"``; Wen, Liu, Chen, Lyu (2024),
