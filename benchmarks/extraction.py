@@ -306,31 +306,31 @@ def cases() -> list[Case]:
 def figure(records):
     """Distinct images against samples; and how firmly what is stored attracts."""
     records = [r for r in records if r["status"] == "ok" and not r["case"].endswith("-8000")]
-    canvas, axes = panels(2 * len(records), height=3.6)
-    for record, (left, right) in zip(records, zip(axes[::2], axes[1::2], strict=True), strict=True):
+    canvas, axes = panels(len(records) + 1, height=3.6)
+    for record, axis in zip(records, axes[:-1], strict=True):
         bed = record["case"].split("/")[1]
         curves = [row for row in record["rows"] if row["method"].startswith("curve")]
         for row, color in zip(curves, COLORS, strict=False):
             name = row["method"].removeprefix("curve: ")
-            left.fill_between(
+            axis.fill_between(
                 row["samples"], row["low"], row["high"], color=color, alpha=0.2, linewidth=0
             )
-            left.plot(row["samples"], row["value"], color=color, linewidth=1.4, label=name)
-        left.axvline(record["parameters"]["samples"], color="0.6", linewidth=0.8, linestyle=":")
-        left.set(xscale="log", xlabel="samples", ylim=(0, None))
-        left.set_title(f"{bed}: distinct training images", fontsize=9)
-        left.legend(fontsize=7, frameon=False, loc="upper left")
-        rows = [row for row in record["rows"] if row["method"] == "attractors"]
-        radius = np.array([r for row in rows for r in row["radius"]], float)
-        stored = np.array([s for row in rows for s in row["is training image"]], bool)
-        edges = np.linspace(0, max(1.05, float(np.nanmax(radius, initial=1))), 36)
-        parts = [radius[stored], radius[~stored]]
-        right.hist(parts, edges, stacked=True, color=COLORS[:2], label=["training image", "other"])
-        right.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
-        right.set_xlabel("spectral radius of dD/dx")
-        right.set_title(f"{bed}: attractors, all seeds", fontsize=9)
-        right.legend(fontsize=7, frameon=False, loc="upper left")
-        for axis in (left, right):
-            axis.grid(color="0.92")
-            axis.tick_params(labelsize=8)
+            axis.plot(row["samples"], row["value"], color=color, linewidth=1.4, label=name)
+        axis.axvline(record["parameters"]["samples"], color="0.6", linewidth=0.8, linestyle=":")
+        axis.set(xscale="log", xlabel="samples", ylim=(0, None))
+        axis.set_title(f"{bed} bed: distinct training images", fontsize=9)
+    rows = [row for r in records for row in r["rows"] if row["method"] == "attractors"]
+    radius = np.array([r for row in rows for r in row["radius"]], float)
+    stored = np.array([s for row in rows for s in row["is training image"]], bool)
+    edges = np.linspace(0, max(1.05, float(np.nanmax(radius, initial=1))), 36)
+    parts, names = [radius[stored], radius[~stored]], ["training image", "other"]
+    axes[-1].hist(parts, edges, stacked=True, color=COLORS[:2], label=names)
+    axes[-1].axvline(1, color="0.6", linewidth=0.8, linestyle=":")
+    axes[-1].set_xlabel("spectral radius of dD/dx")
+    axes[-1].set_title("attractors, all beds and seeds", fontsize=9)
+    for axis in axes:
+        axis.set_axisbelow(True)
+        axis.grid(color="0.92")
+        axis.tick_params(labelsize=8)
+        axis.legend(fontsize=7, frameon=False, loc="upper left")
     return canvas
