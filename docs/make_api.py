@@ -16,6 +16,9 @@ FOLDERS = (
     "data",
     "evaluate",
     "detect",
+    "localize",
+    "extract",
+    "mitigate",
     "auditing",
     "report",
 )
