@@ -16,6 +16,7 @@ from memjax.cli._choices import (
     parse_numbers,
     prompt_conditions,
     text_table,
+    usual_guidance,
     write_table,
     writing,
 )
@@ -92,7 +93,9 @@ _DIGITS_MAP = "curvature_over_others"
 )
 @click.option("--calibration-conditions", metavar="PATH", help="Their conditions.")
 @click.option(
-    "--guidance", type=float, default=1.0, show_default=True, help="Of the sampler, for --prompts."
+    "--guidance",
+    type=float,
+    help="Of the sampler, for --prompts [default: 7.5 for text, else 1].",
 )
 @click.option("--value-range", type=float, nargs=2, help="Black and white in float arrays.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
@@ -112,7 +115,7 @@ def localize(
     threshold: float | None,
     calibration: str | None,
     calibration_conditions: str | None,
-    guidance: float,
+    guidance: float | None,
     value_range: tuple[float, float] | None,
     seed: int,
     chunk_size: int | None,
@@ -182,6 +185,7 @@ def localize(
                 model, prompts, data, conditions, baseline, calibration, calibration_conditions,
                 value_range,
             )  # fmt: skip
+        guidance = usual_guidance(given["model"]) if guidance is None else guidance
         possible = available_maps(**{k: v for k, v in given.items() if k != "model"})
         name = chosen or (_DIGITS_MAP if model == "digits" else best_map(possible))
         if name not in possible:

@@ -14,6 +14,7 @@ from memjax.cli._choices import (
     npz_file,
     prompt_conditions,
     text_table,
+    usual_guidance,
     write_table,
     writing,
 )
@@ -182,7 +183,6 @@ def _own(
     """The model, its prompts and training images; and the weight of the guidance."""
     from memjax.cli.audit import _image_shape
     from memjax.data.images import load_images
-    from memjax.networks.unet2d_condition import TextCondition
 
     model = load_model(model_dir)
     shape = _image_shape(model, model_dir)
@@ -193,8 +193,7 @@ def _own(
     if data is not None:
         known = load_images(data, event_shape=shape, value_range=value_range)
         images = known.images[known.ok]
-    if guidance is None:
-        guidance = 7.5 if isinstance(model.null_condition, TextCondition) else 1.0
+    guidance = usual_guidance(model) if guidance is None else guidance
     return {"model": model, "conditions": conditions, "ids": ids, "images": images}, guidance
 
 
