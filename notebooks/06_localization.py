@@ -22,9 +22,7 @@ from IPython.display import Image
 
 from memjax.evaluate import map_ranking, mask_overlap
 from memjax.localize import fit_threshold, over_others, scan_images, scan_levels, smooth
-from memjax.report._figures import render
-from memjax.report._images import thumbnail
-from memjax.report._maps import MapRow, draw_maps
+from memjax.report import MapRow, draw_maps, render, thumbnail
 from memjax.training import prompts_testbed
 
 testbed = prompts_testbed(seed=0, num_samples=70)

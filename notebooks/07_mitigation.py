@@ -26,9 +26,7 @@ from memjax.mitigate import (
     optimize_prompts,
     sail,
 )
-from memjax.report._figures import render
-from memjax.report._images import thumbnail
-from memjax.report._maps import SampleRow, draw_samples
+from memjax.report import SampleRow, draw_samples, render, thumbnail
 from memjax.training import prompts_testbed
 
 testbed = prompts_testbed(seed=0, num_samples=70)

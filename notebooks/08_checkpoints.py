@@ -64,9 +64,9 @@ print("J v against PyTorch:    ", float(jnp.max(jnp.abs(jv - reference["jv"]))))
 # %% [markdown]
 # ## One score
 #
-# The network was trained on $x_t = \alpha_t x_0 + \sigma_t n$ and predicts $n$. The model is a score
-# in the coordinates of all of memjax, $x = x_0 + \sigma n$ with $\sigma = \sigma_t / \alpha_t$, so
-# $s(x, \sigma) = -\hat n(\alpha_t x, t(\sigma)) / \sigma$. Nothing behind this door knows a
+# The network was trained on $x_t = \alpha_t x_0 + \sigma_t n$ and predicts $n$. The model is a
+# score in the coordinates of all of memjax, $x = x_0 + \sigma n$ with
+# $\sigma = \sigma_t / \alpha_t$, so $s(x, \sigma) = -\hat n(\alpha_t x, t(\sigma)) / \sigma$. Nothing behind this door knows a
 # schedule. An operator takes the weights as arguments, in one compiled program for all images:
 
 
@@ -89,9 +89,9 @@ for row, a, n in zip(values, asymmetry, products, strict=True):
     print(np.asarray(row, float).round(3), f"asymmetry {a:.2f}", n, "products")
 
 # %% [markdown]
-# Random weights are no score: their Jacobian is as asymmetric as a random matrix, about 0.7, and the
-# retained variances exceed 1 where they please. On a trained checkpoint these two numbers are the
-# first thing to look at.
+# Random weights are no score: their Jacobian is as asymmetric as a random matrix, about 0.7, and
+# the retained variances exceed 1 where they please. On a trained checkpoint these two
+# numbers are the first thing to look at.
 #
 # ## Any other network
 #

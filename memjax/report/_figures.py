@@ -87,7 +87,7 @@ def render(draw: Callable[..., Any], *arguments: Any) -> bytes:
     """Draw a figure in the report's style and return it as a PNG file.
 
     Args:
-        draw: one of the functions below; returns a matplotlib figure.
+        draw: a function that returns a matplotlib figure, such as ``draw_maps``.
         *arguments: for ``draw``.
 
     Returns:
