@@ -66,8 +66,9 @@ print("J v against PyTorch:    ", float(jnp.max(jnp.abs(jv - reference["jv"]))))
 #
 # The network was trained on $x_t = \alpha_t x_0 + \sigma_t n$ and predicts $n$. The model is a
 # score in the coordinates of all of memjax, $x = x_0 + \sigma n$ with
-# $\sigma = \sigma_t / \alpha_t$, so $s(x, \sigma) = -\hat n(\alpha_t x, t(\sigma)) / \sigma$. Nothing behind this door knows a
-# schedule. An operator takes the weights as arguments, in one compiled program for all images:
+# $\sigma = \sigma_t / \alpha_t$, so $s(x, \sigma) = -\hat n(\alpha_t x, t(\sigma)) / \sigma$.
+# Nothing behind this door knows a schedule. An operator takes the weights as arguments, in one
+# compiled program for all images:
 
 
 # %%
