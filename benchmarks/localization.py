@@ -407,6 +407,8 @@ def figure(records):
         right.plot(products, error, MARKERS[i] + "-", color=COLORS[i], label=method)
     if "fields" in tables:
         right.set(xscale="log", yscale="log", xlabel="products with each branch")
+        right.set_xticks(products, [str(count) for count in products])
+        right.minorticks_off()
     right.set_title("relative error, Gaussian world, d = 576", fontsize=8)
     right.legend(fontsize=7, frameon=False)
     for axis in (left, middle, right):

@@ -470,35 +470,54 @@ def cases() -> list[Case]:
     return [Case("mitigation/prompts", _make_prompts), Case("mitigation/data", _make_data)]
 
 
+def _label(row) -> str:
+    if row["method"] == "prompt embedding":
+        return f"prompt embedding, gap to {row['share']:g}"
+    return row["method"]
+
+
 def figure(records):
-    """Copies left against the cost of a noise, at either guidance; and trainings compared."""
+    """Copies left by every way at either guidance, with its cost; and trainings compared."""
     by_case = {record["case"]: record for record in records}
-    canvas, axes = panels(3, height=3.9)
+    canvas, axes = panels(3, height=4.4)
     prompts = by_case["mitigation/prompts"]["rows"]
     for axis, guidance in zip(axes, GUIDANCE, strict=False):
         here = [r for r in prompts if r["guidance"] == guidance and r["kind"] == "mitigation"]
-        for i, row in enumerate(r for r in here if r["copies"] is not None):
-            x, y = max(row["products"], 3), max(row["copies"], 3e-4)
-            marker = "*" if row["method"] == OURS else "o"
-            axis.plot(x, y, marker, color=COLORS[i % len(COLORS)], markersize=7)
-            axis.annotate(
-                row["method"], (x, y), fontsize=5, xytext=(3, 3), textcoords="offset points"
-            )
-        before = next(r["copies"] for r in here if r["method"] == "as sampled")
-        axis.axhline(before / FOLD, color="0.6", linewidth=0.8, linestyle=":")
-        axis.set(xscale="log", yscale="log", xlabel="network products for a noise")
-        axis.set_title(f"share of copies, guidance {guidance:g}", fontsize=9)
+        here = [r for r in here if r["copies"] is not None]
+        random = next(r for r in here if r["method"] == "as sampled")
+        for i, row in enumerate(here):
+            color = COLORS[0] if row["method"] == OURS else "0.35"
+            normal = row["rejected"] <= random["rejected"] + 0.05 and row["norm p"] >= 0.01
+            fill = color if normal else "white"
+            axis.plot(row["copies"], i, "o", color=color, markerfacecolor=fill, markersize=5)
+            cost = f"{row['products']:,.0f}" if row["products"] >= 10 else f"{row['products']:.1f}"
+            if row["accepted"] < 0.995:
+                cost += f", {row['accepted']:.0%} found"
+            axis.text(1.06, i, cost, fontsize=6.5, va="center", color=color)
+        axis.set_yticks(range(len(here)), [_label(row) for row in here], fontsize=6.5)
+        axis.text(1.06, -0.9, "products a noise", fontsize=6.5, color="0.35")
+        axis.set_ylim(len(here) - 0.5, -1.4)
+        axis.axvline(random["copies"] / FOLD, color="0.6", linewidth=0.8, linestyle=":")
+        axis.set_xlim(-0.03, 1.62)
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
+        axis.set_xlabel("share of copies; open: noises not Gaussian", fontsize=8)
+        axis.set_title(f"mixed prompts, guidance {guidance:g}", fontsize=9)
     rows = by_case.get("mitigation/data", {"rows": []})["rows"]
     for i, row in enumerate(rows):
         for which, color in (("before", "0.6"), ("random", COLORS[1]), ("after", COLORS[0])):
             if which in row:
                 label = {"label": which} if not i else {}
-                axes[2].plot(row[which]["copies"], -i, "o", color=color, markersize=5, **label)
-    axes[2].set_yticks([-i for i in range(len(rows))])
-    axes[2].set_yticklabels([f"{r['action']}, {r['method']}" for r in rows], fontsize=6)
-    axes[2].set_title("share of copies, retrained", fontsize=9)
-    axes[2].legend(fontsize=7, frameon=False)
+                axes[2].plot(row[which]["copies"], i, "o", color=color, markersize=5, **label)
+    axes[2].set_yticks(range(len(rows)), [f"{r['action']}, {r['method']}" for r in rows])
+    axes[2].tick_params(axis="y", labelsize=6.5)
+    axes[2].invert_yaxis()
+    axes[2].set_xlabel("share of copies", fontsize=8)
+    axes[2].set_title("graded digits, trained again", fontsize=9)
+    if rows:
+        axes[2].legend(fontsize=7, frameon=False)
+    else:
+        axes[2].set_axis_off()
     for axis in axes:
         axis.grid(color="0.92")
-        axis.tick_params(labelsize=7)
+        axis.tick_params(axis="x", labelsize=7)
     return canvas
