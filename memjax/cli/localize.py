@@ -445,8 +445,9 @@ def _show_quality(quality: dict[str, Any], chosen: str) -> None:
         }
         for name, by in quality.items()
     ]
-    columns = {"map": "map", "auroc": "AUROC", "iou": "IoU", "all": "IoU, all"}
-    text_table("Half-stored prompts, pixels that vary (95 % intervals)", rows, columns)
+    columns = {"map": "map", "auroc": "AUROC", "iou": "IoU", "all": "all"}
+    title = "Half-stored prompts, pixels that vary (95 % intervals); IoU of all pixels"
+    text_table(title, rows, columns)
     floor = quality[chosen]["counted"]["iou"]
     console.print(
         f"IoU of a mask of all pixels: {floor['all_ones']:.3f}; of as many at random: "
