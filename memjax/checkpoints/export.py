@@ -20,6 +20,7 @@ from memjax.diffusion.model import Model, identity
 from memjax.diffusion.prediction import EDMPreconditioned, PredictionScore
 from memjax.diffusion.schedule import DiscreteVP, FlowMatching, VarianceExploding
 from memjax.networks.unet2d import UNet2DModel
+from memjax.networks.unet2d_linen import LinenUNet2D
 
 _OIHW = (3, 2, 0, 1)
 _BETAS = (
@@ -42,8 +43,9 @@ def export_diffusers(model: Model, path: str | os.PathLike) -> None:
 
     Args:
         model: a model of pixels around a ``memjax.networks.UNet2DModel``, read from a folder of
-            diffusers or made by ``from_prediction``. The networks that ``memjax.train`` knows by
-            name have no counterpart in diffusers: they modulate and join their levels otherwise.
+            diffusers or made by ``from_prediction``; or around a ``LinenUNet2D``, as
+            ``memjax.train(images, network="unet2d")`` makes it. The other networks that it knows
+            by name have no counterpart in diffusers.
         path: the folder; missing or empty.
 
     Raises:
@@ -63,7 +65,7 @@ def export_diffusers(model: Model, path: str | os.PathLike) -> None:
     pixels = jax.tree.structure(callable_pytree(identity))
     if any(jax.tree.structure(part) != pixels for part in (model.encode, model.decode)):
         raise InputError("model: expected a model of pixels, got one with an encoder or decoder")
-    network = _network(score.network)
+    network = _network(score.network, model.event_shape[-1])
     scheduler = _scheduler(score)
     height, width = model.event_shape[:2]
     config = {
@@ -92,15 +94,18 @@ def export_diffusers(model: Model, path: str | os.PathLike) -> None:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _network(network: Any) -> UNet2DModel:
+def _network(network: Any, num_channels: int) -> UNet2DModel:
     """The network without its preconditioning."""
     if isinstance(network, EDMPreconditioned):
         network = network.network
     if isinstance(network, UNet2DModel):
         return network
+    if isinstance(network, LinenNetwork) and isinstance(network.module, LinenUNet2D):
+        return UNet2DModel(network.variables["params"], network.module.options(num_channels))
     kind = type(network.module if isinstance(network, LinenNetwork) else network).__name__
     raise InputError(
-        f"network: expected a UNet2DModel, got {kind}, an architecture that diffusers does not have"
+        f"network: expected a UNet2DModel, got {kind}, an architecture that diffusers does not "
+        'have; train with network="unet2d"'
     )
 
 

@@ -36,13 +36,18 @@ from memjax.diffusion.prediction import EDMPreconditioned, PredictionScore, from
 from memjax.diffusion.schedule import schedule_from_config
 from memjax.networks.mlp import ResidualMLP
 from memjax.networks.unet import UNet
+from memjax.networks.unet2d_linen import LinenUNet2D
 
 FORMAT = "memjax"
 VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-_NETWORKS: dict[str, type[nn.Module]] = {"ResidualMLP": ResidualMLP, "UNet": UNet}
+_NETWORKS: dict[str, type[nn.Module]] = {
+    "ResidualMLP": ResidualMLP,
+    "UNet": UNet,
+    "LinenUNet2D": LinenUNet2D,
+}
 # Our networks are small: larger numbers are no model of ours, and would make building one take
 # forever.
 _MAX_SIZE = 2**16
@@ -57,7 +62,8 @@ def save(model: Model, path: str | os.PathLike, *, training: Mapping[str, Any] |
 
     Args:
         model: a `Model` in pixel space whose score is ``from_prediction`` of a ``LinenNetwork``
-            (or of one in ``EDMPreconditioned``) around a ``ResidualMLP`` or a ``UNet``.
+            (or of one in ``EDMPreconditioned``) around a ``ResidualMLP``, a ``UNet`` or a
+            ``LinenUNet2D``.
         path: the folder; made if missing. A model that is there is replaced, other files stay.
         training: how the model was trained, as JSON values; kept as it is, for the reader.
 
@@ -207,7 +213,7 @@ def describe_network(module: nn.Module) -> dict[str, Any]:
     """Name and arguments of one of our networks, as JSON values.
 
     Args:
-        module: a ``ResidualMLP`` or a ``UNet``.
+        module: a ``ResidualMLP``, a ``UNet`` or a ``LinenUNet2D``.
 
     Raises:
         InputError: another module.

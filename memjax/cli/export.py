@@ -12,8 +12,9 @@ from memjax.cli.conditions import load_model
 def export(model_dir: str, out: str) -> None:
     """Write the model in MODEL_DIR as a folder of diffusers at OUT.
 
-    For models of pixels whose network is a UNet2DModel, read from whatever layout and precision.
-    The networks of 'memjax train' are refused: diffusers has none of their kind.
+    For models of pixels whose network is a UNet2DModel: those of 'memjax train --network unet2d',
+    and folders of diffusers in whatever layout and precision. Of other networks diffusers has none
+    of their kind.
     """
     existing(model_dir, "MODEL_DIR")
     from memjax.checkpoints.export import export_diffusers

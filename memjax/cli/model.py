@@ -12,7 +12,13 @@ from memjax.cli.progress import progress_bar
 @cli.command()
 @click.argument("data")
 @click.option("--out", required=True, metavar="DIR", help="Folder of the saved model.")
-@click.option("--network", type=click.Choice(["mlp", "unet"]), default="mlp", show_default=True)
+@click.option(
+    "--network",
+    type=click.Choice(["mlp", "unet", "unet2d"]),
+    default="mlp",
+    show_default=True,
+    help="unet2d: the architecture of diffusers, which 'memjax export' can write.",
+)
 @click.option("--steps", type=click.IntRange(1), default=8000, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--value-range", type=float, nargs=2, help="Black and white in float arrays.")

@@ -8,11 +8,13 @@ from .unet import UNet as UNet
 from .unet2d import UNet2DModel as UNet2DModel
 from .unet2d_condition import TextCondition as TextCondition
 from .unet2d_condition import UNet2DConditionModel as UNet2DConditionModel
+from .unet2d_linen import LinenUNet2D as LinenUNet2D
 
 __all__ = [
     "AutoencoderKL",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
+    "LinenUNet2D",
     "ResidualMLP",
     "TextCondition",
     "TextEncoding",

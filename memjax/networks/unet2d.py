@@ -126,7 +126,7 @@ class UNet2DModel(eqx.Module):
             side = 2 ** (len(options.block_out_channels) - 1)
             x = jnp.zeros((side, side, options.in_channels), jnp.float32)
             label = jnp.int32(0) if network._labeled else None
-            return network._run(weights, x, jnp.float32(0), label)
+            return network.run(weights, x, jnp.float32(0), label)
 
         check_all_used("UNet2DModel", network.weights, run)
         return network
@@ -158,9 +158,16 @@ class UNet2DModel(eqx.Module):
             InputError: sides do not fit, channels are not the network's, or a condition is
                 missing or superfluous.
         """
-        return self._run(Weights(self.weights, x.dtype), x, jnp.asarray(t), condition)
+        return self.run(Weights(self.weights, x.dtype), x, jnp.asarray(t), condition)
 
-    def _run(self, p, x, t, condition):
+    def run(
+        self,
+        p: Weights,
+        x: Float[Array, "h w c"],
+        t: Shaped[Array, ""],
+        condition: Shaped[Array, ""] | None,
+    ) -> Float[Array, "h w c"]:
+        """As the call, with weights from elsewhere."""
         o = self.options
         levels = len(o.block_out_channels)
         check_sides(x.shape, 2 ** (levels - 1))

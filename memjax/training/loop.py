@@ -29,9 +29,11 @@ from memjax.diffusion.prediction import EDMPreconditioned, from_prediction
 from memjax.diffusion.schedule import VarianceExploding
 from memjax.networks.mlp import ResidualMLP
 from memjax.networks.unet import UNet
+from memjax.networks.unet2d_linen import LinenUNet2D
 
 STATE_FILE = "state.safetensors"
 _STEPS_PER_CALL = 100
+_NETWORKS = {"mlp": ResidualMLP, "unet": UNet, "unet2d": LinenUNet2D}
 
 Progress = Callable[[int, int, float], None]
 
@@ -84,7 +86,7 @@ class _Recipe:
 def train(
     images: Float[np.ndarray, "n *event"],
     *,
-    network: nn.Module | Literal["mlp", "unet"] = "mlp",
+    network: nn.Module | Literal["mlp", "unet", "unet2d"] = "mlp",
     conditions: Int[np.ndarray, "n"] | None = None,
     steps: int = 8000,
     batch_size: int = 128,
@@ -123,8 +125,9 @@ def train(
 
     Args:
         images: the training set, float32, channels last; a row that stands k times counts k times.
-        network: a Linen module ``(x, t, condition) -> output`` like ``ResidualMLP`` and ``UNet``;
-            ``"mlp"`` and ``"unet"`` are these two with their defaults and the conditions' number.
+        network: a Linen module ``(x, t, condition) -> output`` like ``ResidualMLP``, ``UNet`` and
+            ``LinenUNet2D``; ``"mlp"``, ``"unet"`` and ``"unet2d"`` are these with their defaults
+            and the conditions' number.
         conditions: one index per image, in 0..``network.num_conditions`` - 1; ``None`` to train
             without conditions.
         steps: of the optimizer.
@@ -163,11 +166,12 @@ def train(
         arXiv:2206.08265, Theorem 3.2 (second loss; its form with random signs is Hutchinson's).
     """
     _check_images(images)
-    if network in ("mlp", "unet"):
+    if isinstance(network, str) and network in _NETWORKS:
         count = 0 if conditions is None else int(np.max(conditions)) + 1
-        network = (ResidualMLP if network == "mlp" else UNet)(num_conditions=count)
+        network = _NETWORKS[network](num_conditions=count)
     if not isinstance(network, nn.Module):
-        raise InputError(f"network: expected 'mlp', 'unet' or a Linen module, got {network!r}")
+        known = ", ".join(map(repr, _NETWORKS))
+        raise InputError(f"network: expected {known} or a Linen module, got {network!r}")
     num_conditions = int(getattr(network, "num_conditions", 0))
     _check_conditions(conditions, len(images), num_conditions)
     for name, value in (("steps", steps), ("checkpoint_every", checkpoint_every)):

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from memjax._core.errors import CheckpointError, InputError
-from memjax.checkpoints import load
+from memjax.checkpoints import load, save
 from memjax.checkpoints.export import export_diffusers
 from memjax.diffusion import (
     ContinuousVP,
@@ -22,7 +22,8 @@ from memjax.diffusion import (
     VarianceExploding,
     from_prediction,
 )
-from memjax.networks import ResidualMLP, UNet2DModel
+from memjax.networks import LinenUNet2D, ResidualMLP, UNet2DModel
+from memjax.training import train
 
 GOLDEN = Path(__file__).parent.parent / "networks" / "golden" / "unet2d-ddpm"
 SCHEDULES = {
@@ -104,6 +105,50 @@ def test_diffusers_reads_it(torch_pipelines, network, tmp_path):
         np.testing.assert_allclose(found, torch_pipelines.array(expected), atol=1e-5)
         if name == "edm":
             assert scheduler.config.sigma_data == 0.6
+
+
+@pytest.fixture(scope="module", params=[0, 3], ids=["plain", "conditions"])
+def trained(request):
+    """A model of our own training in the architecture of diffusers, all its weights moved."""
+    images = np.random.default_rng(0).normal(size=(16, 4, 4, 2)).astype(np.float32)
+    count = request.param
+    module = LinenUNet2D((8, 16), groups=4, attention=True, num_conditions=count)
+    labels = np.arange(16, dtype=np.int32) % count if count else None
+    return train(images, network=module, conditions=labels, steps=3, batch_size=4)
+
+
+def test_a_model_of_our_training_is_written_whole(trained, tmp_path):
+    save(trained, tmp_path / "own")
+    own = load(tmp_path / "own")
+    for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(trained), strict=True):
+        np.testing.assert_array_equal(a, b)
+    export_diffusers(own, tmp_path / "theirs")
+    found = load(tmp_path / "theirs")
+    assert found.data_std == pytest.approx(trained.data_std)
+    x = jax.random.normal(jax.random.key(0), (4, 4, 2))
+    label = None if trained.null_condition is None else jnp.int32(1)
+    both = [np.asarray(jax.jit(lambda m: m(x, 0.5, label))(m)) for m in (own, found)]
+    np.testing.assert_allclose(both[1], both[0], rtol=1e-6, atol=1e-6)
+    if label is not None:  # the label after the last stands for none
+        last = jax.jit(lambda m: m(x, 0.5, jnp.int32(3)))(found)
+        none = jax.jit(lambda m: m(x, 0.5))(own)
+        np.testing.assert_allclose(last, none, rtol=1e-6, atol=1e-6)
+
+
+def test_diffusers_reads_what_we_have_trained(torch_pipelines, trained, tmp_path):
+    from diffusers import UNet2DModel
+
+    export_diffusers(trained, tmp_path / "out")
+    theirs = UNet2DModel.from_pretrained(tmp_path / "out")
+    network = trained.raw_score.network.network
+    x = np.random.default_rng(1).normal(size=(4, 4, 2)).astype(np.float32)
+    t, label = -0.4, None if trained.null_condition is None else 2
+    given = () if label is None else (jnp.int32(label),)
+    found = jax.jit(lambda f: f(jnp.asarray(x), jnp.float32(t), *given))(network)
+    torch = torch_pipelines.torch
+    labels = None if label is None else torch.tensor([label])
+    expected = theirs(torch_pipelines.tensor(x), torch.tensor([t]), class_labels=labels).sample
+    np.testing.assert_allclose(found, torch_pipelines.array(expected), atol=1e-5)
 
 
 def test_what_diffusers_has_not_is_refused(network, tmp_path):

@@ -112,7 +112,25 @@ def test_export_writes_what_it_read(memjax, folder, tmp_path):
         assert (tmp_path / "copy" / file.relative_to(folder)).read_bytes() == file.read_bytes()
 
 
-def test_our_own_networks_are_not_exported(memjax, tmp_path):
+@pytest.mark.slow
+def test_what_train_makes_for_diffusers_is_exported(memjax, tmp_path):
+    images = np.random.default_rng(0).normal(size=(6, 4, 4, 1)).clip(-1, 1).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    words = ["--network", "unet2d", "--steps", 1, "--batch-size", 2, "--out", tmp_path / "own"]
+    status, _, err = memjax("train", tmp_path / "images.npy", *words)
+    assert status == 0, err
+    assert memjax("export", tmp_path / "own", tmp_path / "theirs")[0] == 0
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert (config["_class_name"], config["sample_size"]) == ("UNet2DModel", 4)
+    own, theirs = load(tmp_path / "own"), load(tmp_path / "theirs")
+    weights = [
+        sorted(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model))
+        for model in (own, theirs)
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_networks_of_no_class_of_diffusers_are_not_exported(memjax, tmp_path):
     module = ResidualMLP(width=8, num_blocks=1, embedding_width=4)
     variables = module.init(jax.random.key(0), jnp.zeros((4, 4, 1), jnp.float32), jnp.float32(0))
     score = from_prediction(
