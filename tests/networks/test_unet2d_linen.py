@@ -46,7 +46,7 @@ def test_initial_weights():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(InputError, match=r"channels: expected multiples of groups = 8, got \(12,\)"):
+    with pytest.raises(InputError, match="channels: expected multiples of groups = 8"):
         LinenUNet2D((12,)).options(1)
     with pytest.raises(InputError, match="x: expected an image"):
         LinenUNet2D().init(jax.random.key(0), jnp.zeros(4), jnp.float32(0))
