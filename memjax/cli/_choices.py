@@ -184,10 +184,17 @@ def text_table(title: str, rows: Sequence[dict[str, Any]], columns: dict[str, st
             table.add_column(name, justify="right", no_wrap=True)
         else:  # gives way where lines are short: a number cut off would be another one
             table.add_column(name, min_width=12, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_text_cell(row[key])) for key in columns))
+    for cells in text_rows(rows, columns)[1]:
+        table.add_row(*(Text(cell) for cell in cells))
     console.print(Text(title, style="table.title"), soft_wrap=True)
     console.print(table, width=max(console.width, 80), crop=False)
+
+
+def text_rows(
+    rows: Sequence[dict[str, Any]], columns: dict[str, str]
+) -> tuple[list[str], list[list[str]]]:
+    """Titles, and some columns of rows as text."""
+    return list(columns.values()), [[_text_cell(row[key]) for key in columns] for row in rows]
 
 
 def _text_cell(value: Any) -> str:

@@ -15,6 +15,7 @@ from memjax.cli._choices import (
     npz_file,
     parse_numbers,
     prompt_conditions,
+    text_rows,
     text_table,
     usual_guidance,
     write_table,
@@ -26,6 +27,8 @@ from memjax.cli.progress import progress_bar
 
 PAGE_ROWS, PAGES = 8, 12
 SHOWN = 20
+TABLE_TITLE = "Stored share of each row's pixels, by {}"
+QUALITY_TITLE = "Half-stored prompts, pixels that vary (95 % intervals); IoU of all pixels"
 """Rows in the terminal's table."""
 _DIGITS_MAP = "curvature_over_others"
 
@@ -131,7 +134,7 @@ def localize(
     0.1 (0.5 for the curvature alone, 0 over the other rows). Nothing is known of its errors.
 
     Writes maps.npz (every map, signed, by level and channel, with standard errors), masks/*.png,
-    figures/*.png, table.csv and settings.json into --out.
+    figures/*.png, table.csv, settings.json and report.html into --out.
 
     Exit status: 0 completed, 2 bad usage or input, 4 incomplete.
     """
@@ -363,6 +366,7 @@ def _write(
         for i in usable:
             mask = found.masks[chosen][i].repeat(times, 0).repeat(times, 1)
             write_atomically(masks / f"{i:05d}.png", png(255 * mask[..., None].astype(np.uint8)))
+        drawn = []
         for number, page in enumerate(pages, start=1):
             shown = [
                 MapRow(
@@ -374,12 +378,50 @@ def _write(
                 )
                 for i in page
             ]
-            picture = render(draw_maps, shown, settings["unit"])
-            write_atomically(figures / f"maps-{number:02d}.png", picture)
+            drawn.append(render(draw_maps, shown, settings["unit"]))
+            write_atomically(figures / f"maps-{number:02d}.png", drawn[-1])
         write_atomically(folder / "maps.npz", npz_file(arrays))
         write_table(folder / "table.csv", table)
         text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
         write_atomically(folder / "settings.json", text.encode())
+        page = _page(table, drawn, chosen, found.thresholds[chosen], settings)
+        write_atomically(folder / "report.html", page)
+
+
+def _page(
+    table: list[dict[str, Any]],
+    pictures: list[bytes],
+    chosen: str,
+    threshold: float,
+    settings: dict[str, Any],
+) -> bytes:
+    """The report: settings, pictures, and the table."""
+    from memjax.report._pictures import PageTable, picture_page
+
+    columns = _columns(chosen, table)
+    tables = [PageTable(TABLE_TITLE.format(chosen), *text_rows(table, columns))]
+    if "quality" in settings:
+        tables.append(PageTable(QUALITY_TITLE, *text_rows(*_quality(settings["quality"]))))
+    names = ("model", "baseline", "place", "map", "smooth", "draws", "guidance", "data_std", "seed")
+    facts = {name: settings[name] for name in names if settings[name] is not None}
+    facts["threshold"] = f"{threshold:.3g}, {settings['threshold_from']}"
+    return picture_page(
+        "localize",
+        f"Which pixels has {settings['model']} stored?",
+        "Red pixels are more pinned than the comparison explains, blue ones less; the mask is "
+        f"where the map exceeds the threshold. Maps are the {settings['unit']}.",
+        facts,
+        pictures,
+        "Image, map and mask of each row",
+        tables,
+    )
+
+
+def _columns(chosen: str, table: list[dict[str, Any]]) -> dict[str, str]:
+    """Columns of the table that are shown, with their titles."""
+    columns = {"id": "row", "status": "status", "stored_share": "stored"}
+    columns |= {f"{chosen}_mean": "map, mean", f"{chosen}_max": "map, max"}
+    return columns | ({"true_share": "truth", "iou": "IoU"} if "iou" in table[0] else {})
 
 
 def _discard(masks: Path, figures: Path) -> None:
@@ -413,11 +455,7 @@ def _row(i: int, found: Any, rows: Any, chosen: str) -> dict[str, Any]:
 def _show(folder: Path, found: Any, rows: Any, chosen: str, settings: dict[str, Any]) -> None:
     """The table, the threshold, and where everything lies."""
     table = [_row(i, found, rows, chosen) for i in range(len(rows.ids))]
-    columns = {"id": "row", "status": "status", "stored_share": "stored"}
-    columns |= {f"{chosen}_mean": "map, mean", f"{chosen}_max": "map, max"}
-    columns |= {"true_share": "truth", "iou": "IoU"} if rows.masks is not None else {}
-    title = f"Stored share of each row's pixels, by {chosen}"
-    text_table(title, table[:SHOWN], columns)
+    text_table(TABLE_TITLE.format(chosen), table[:SHOWN], _columns(chosen, table))
     if len(table) > SHOWN:
         console.print(f"({len(table) - SHOWN:,} more rows in the table)")
     console.print(
@@ -428,10 +466,11 @@ def _show(folder: Path, found: Any, rows: Any, chosen: str, settings: dict[str, 
     for what, path in (("maps", "maps.npz"), ("masks", "masks"), ("table", "table.csv")):
         console.print(f"{what + ':':9}{folder / path}", markup=False, soft_wrap=True)
     console.print(f"figures: {folder / 'figures'}", markup=False, soft_wrap=True)
+    console.print(f"report:  {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def _show_quality(quality: dict[str, Any], chosen: str) -> None:
-    """Every map against the known masks."""
+def _quality(quality: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Every map against the known masks: rows, and the titles of their columns."""
 
     def interval(entry: dict[str, float]) -> str:
         return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
@@ -445,9 +484,12 @@ def _show_quality(quality: dict[str, Any], chosen: str) -> None:
         }
         for name, by in quality.items()
     ]
-    columns = {"map": "map", "auroc": "AUROC", "iou": "IoU", "all": "all"}
-    title = "Half-stored prompts, pixels that vary (95 % intervals); IoU of all pixels"
-    text_table(title, rows, columns)
+    return rows, {"map": "map", "auroc": "AUROC", "iou": "IoU", "all": "all"}
+
+
+def _show_quality(quality: dict[str, Any], chosen: str) -> None:
+    """Every map against the known masks, and what knows nothing."""
+    text_table(QUALITY_TITLE, *_quality(quality))
     floor = quality[chosen]["counted"]["iou"]
     console.print(
         f"IoU of a mask of all pixels: {floor['all_ones']:.3f}; of as many at random: "

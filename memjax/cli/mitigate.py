@@ -13,6 +13,7 @@ from memjax.cli._choices import (
     check_paths,
     npz_file,
     prompt_conditions,
+    text_rows,
     text_table,
     usual_guidance,
     write_table,
@@ -24,6 +25,7 @@ from memjax.cli.progress import progress_bar
 
 PAGE_ROWS, PAGES = 16, 12
 SHOWN = 20
+TABLE_TITLE = "Prompts before and after"
 """Rows in the terminal's table."""
 OBJECTIVES = ("pull", "exact", "gap", "paper", "algorithm", "released")
 
@@ -110,8 +112,8 @@ def mitigate(
     A prompt that only ever meant one image cannot be helped without losing what it asks for: look
     at the samples. With --data the table counts copies (d1/d2 < 1/3) before and after.
 
-    Writes noises.npz (noises and objectives), samples.npz, figures/*.png, table.csv and
-    settings.json into --out.
+    Writes noises.npz (noises and objectives), samples.npz, figures/*.png, table.csv,
+    settings.json and report.html into --out.
 
     Exit status: 0 completed, 2 bad usage or input, 4 incomplete.
     """
@@ -271,6 +273,7 @@ def _write(
         for path in figures.iterdir():  # of an earlier call, which may have had more prompts
             if re.fullmatch(r"samples-\d{2}\.png", path.name):
                 path.unlink()
+        drawn = []
         for page in range(min(PAGES, -(-len(ids) // PAGE_ROWS))):
             rows = [
                 SampleRow(
@@ -281,26 +284,54 @@ def _write(
                 )
                 for i in range(page * PAGE_ROWS, min(len(ids), (page + 1) * PAGE_ROWS))
             ]
-            picture = render(draw_samples, rows, meaning)
-            write_atomically(figures / f"samples-{page + 1:02d}.png", picture)
+            drawn.append(render(draw_samples, rows, meaning))
+            write_atomically(figures / f"samples-{page + 1:02d}.png", drawn[-1])
         write_atomically(folder / "noises.npz", npz_file(noises))
         write_atomically(folder / "samples.npz", npz_file(images))
         write_table(folder / "table.csv", table)
         text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
         write_atomically(folder / "settings.json", text.encode())
+        write_atomically(folder / "report.html", _page(table, drawn, meaning, settings))
+
+
+def _page(
+    table: list[dict[str, Any]], pictures: list[bytes], meaning: str, settings: dict[str, Any]
+) -> bytes:
+    """The report: settings, pictures, and the table."""
+    from memjax.report._pictures import PageTable, picture_page
+
+    facts = {
+        name: value for name, value in settings.items() if isinstance(value, str | int | float)
+    }
+    return picture_page(
+        "mitigate",
+        f"What does {settings['model']} draw from other noises?"
+        if settings["method"] == "sail"
+        else f"What does {settings['model']} draw from other embeddings?",
+        "Samples of each prompt before and after, from as many noises. A frame marks "
+        f"{meaning}. The objective is how much the prompt pulls; smaller is better.",
+        facts,
+        pictures,
+        "Samples of each prompt before and after",
+        [PageTable(TABLE_TITLE, *text_rows(table, _columns(table)))],
+    )
+
+
+def _columns(table: list[dict[str, Any]]) -> dict[str, str]:
+    """Columns of the table that are shown, with their titles."""
+    columns = {"id": "prompt", "status": "status", "accepted": "accepted"}
+    columns |= {"objective_before": "objective", "objective_after": "after"}
+    for name, title in (("copies", "copies"), ("own", "own")):
+        if f"{name}_before" in table[0]:
+            columns |= {f"{name}_before": title, f"{name}_after": "after"}
+    return columns
 
 
 def _show(folder: Path, given: dict[str, Any], table: list[dict[str, Any]], counted: bool) -> None:
     """The table, sums, and where everything lies."""
     import numpy as np
 
-    columns = {"id": "prompt", "status": "status", "accepted": "accepted"}
-    columns |= {"objective_before": "objective", "objective_after": "after"}
-    if counted:
-        columns |= {"copies_before": "copies", "copies_after": "after"}
-    if "owners" in given:
-        columns |= {"own_before": "own", "own_after": "after"}
-    text_table("Prompts before and after", table[:SHOWN], columns)
+    text_table(TABLE_TITLE, table[:SHOWN], _columns(table))
     if len(table) > SHOWN:
         console.print(f"({len(table) - SHOWN:,} more prompts in the table)")
     if counted:
@@ -324,3 +355,4 @@ def _show(folder: Path, given: dict[str, Any], table: list[dict[str, Any]], coun
     ):
         console.print(f"{what + ':':9}{folder / path}", markup=False, soft_wrap=True)
     console.print(f"figures: {folder / 'figures'}", markup=False, soft_wrap=True)
+    console.print(f"report:  {folder / 'report.html'}", markup=False, soft_wrap=True)

@@ -1,18 +1,15 @@
 """The HTML page: words and numbers for the template, which only places and escapes them."""
 
-import base64
-import hashlib
-import importlib.resources
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memjax._core.errors import require
 from memjax._core.status import Status
 from memjax._core.text import one_line
 from memjax.report._folder import FAILED_ROWS, Audit, Detector
 from memjax.report._images import PIXELATED_SIDE
 from memjax.report._record import Record
+from memjax.report._template import fill
 
 _UNFOLDED = 12
 """Gallery cards shown at once; the others are one click away (no script: a details element)."""
@@ -464,15 +461,6 @@ def render_page(
         HTML without scripts or references to anything outside it. Everything from the audit is
         escaped text or, for the images, a data URI; the style sheet is named by its hash.
     """
-    jinja2 = require("jinja2", "audit")
-    package = importlib.resources.files("memjax.report")
-    style = package.joinpath("page.css").read_text(encoding="utf-8").strip()
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(
-        package.joinpath("page.html.jinja").read_text(encoding="utf-8")
-    )
     cards = [
         _row(audit, entry)
         | {
@@ -489,10 +477,8 @@ def render_page(
     state = audit.manifest.text("state", limit=40)
     top = [_row(audit, entry) for entry in audit.top]
     detectors = [_detector_notes(audit, detector) for detector in audit.detectors]
-    page = template.render(
-        # The only markup that is not escaped is our own style sheet.
-        style=require("markupsafe", "audit").Markup(style),
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+    return fill(
+        "page.html.jinja",
         missing=_NONE,
         incomplete=state != "completed",
         model=audit.manifest.record("model").text("name", limit=80) or "an unnamed model",
@@ -531,4 +517,3 @@ def render_page(
         timed=any(detector["seconds"] != _NONE for detector in detectors),
         command=audit.manifest.text("command", limit=1000) or _NONE,
     )
-    return page.encode("utf-8")
