@@ -402,9 +402,19 @@ def _page(
     tables = [PageTable(TABLE_TITLE.format(chosen), *text_rows(table, columns))]
     if "quality" in settings:
         tables.append(PageTable(QUALITY_TITLE, *text_rows(*_quality(settings["quality"]))))
-    names = ("model", "baseline", "place", "map", "smooth", "draws", "guidance", "data_std", "seed")
-    facts = {name: settings[name] for name in names if settings[name] is not None}
-    facts["threshold"] = f"{threshold:.3g}, {settings['threshold_from']}"
+    facts = {
+        "model": settings["model"],
+        "weaker checkpoint": settings["baseline"] or "none",
+        "made at": settings["place"],
+        "map": chosen,
+        "threshold": f"{threshold:.3g}, {settings['threshold_from']}",
+        "noise levels": ", ".join(f"{sigma:.3g}" for sigma in settings["sigmas"]),
+        "standard deviation of the data": f"{settings['data_std']:.3g}",
+        "blur, pixels": settings["smooth"],
+        "draws": settings["draws"],
+        "guidance of the sampler": settings["guidance"],
+        "seed": settings["seed"],
+    }
     return picture_page(
         "localize",
         f"Which pixels has {settings['model']} stored?",

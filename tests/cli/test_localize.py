@@ -53,9 +53,12 @@ def test_prompts_with_a_baseline(memjax, prompted, weaker, tmp_path):
         f"{i:05d}.png" for i in range(3)
     ]
     assert sorted(path.relative_to(out).as_posix() for path in out.glob("*")) == [
-        "figures", "maps.npz", "masks", "settings.json", "table.csv",
+        "figures", "maps.npz", "masks", "report.html", "settings.json", "table.csv",
     ]  # fmt: skip
     assert (out / "figures" / "maps-01.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "report.html").read_text()
+    assert "0.1, convention, not calibrated" in page
+    assert page.count("data:image/png") == 1
     rows = read_rows(out / "table.csv")
     assert [row["id"] for row in rows] == ["prompt 0", "prompt 2", "prompt 3"]
 

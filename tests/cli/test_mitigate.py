@@ -50,9 +50,12 @@ def test_other_noises(memjax, prompted, tmp_path):
     assert "of the samples before" in shown
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*"))
     assert written == [
-        "figures", "figures/samples-01.png", "noises.npz", "samples.npz", "settings.json",
-        "table.csv",
+        "figures", "figures/samples-01.png", "noises.npz", "report.html", "samples.npz",
+        "settings.json", "table.csv",
     ]  # fmt: skip
+    page = (out / "report.html").read_text()
+    assert "Prompts before and after" in page
+    assert page.count("data:image/png") == 1
     noises, samples = arrays(out / "noises.npz"), arrays(out / "samples.npz")
     assert noises["before"].shape == noises["after"].shape == (2, 3, *SHAPE)
     settings = json.loads((out / "settings.json").read_text())
