@@ -1,5 +1,8 @@
 """Settings every test runs under: strict promotion, both precisions reachable."""
 
+import contextlib
+import ctypes
+import gc
 import os
 
 import jax
@@ -33,3 +36,22 @@ def pytest_collection_modifyitems(config, items):
     if large:
         config.hook.pytest_deselected(items=large)
         items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+
+
+_MAX_MAPPINGS = 20_000
+"""Memory mappings of a process above which it forgets its compiled programs; Linux allows 65,530,
+and every program has a few. What asks for one more dies of a segmentation fault in the compiler."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Between two files, drop compiled programs where thousands of them have piled up."""
+    if nextitem is None or nextitem.path == item.path:
+        return
+    with contextlib.suppress(OSError, AttributeError):  # not Linux, or another C library
+        with open("/proc/self/maps", "rb") as maps:
+            count = sum(1 for _ in maps)
+        if count > _MAX_MAPPINGS:
+            jax.clear_caches()
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)  # gigabytes that the allocator would keep
