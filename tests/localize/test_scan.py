@@ -136,7 +136,7 @@ def test_many_rows_are_each_row_alone(planted):
     bad = scan_images(
         world, images.at[1, 0, 0, 0, 0].set(jnp.nan), sigmas, conditions, key=KEY, **given
     )
-    assert np.all(bad.status == np.array([0, 1, 0])[:, None])
+    assert np.all(np.asarray(bad.status) == np.array([0, 1, 0])[:, None])
     np.testing.assert_array_equal(
         np.isnan(bad.curvature.value).all((2, 3, 4)), [[False] * 2, [True] * 2, [False] * 2]
     )
