@@ -300,9 +300,14 @@ def _page(
     """The report: settings, pictures, and the table."""
     from memjax.report._pictures import PageTable, picture_page
 
-    facts = {
-        name: value for name, value in settings.items() if isinstance(value, str | int | float)
+    titles = {
+        "level": "noise level, in standard deviations of the data",
+        "share": "share of the pull asked for",
+        "samples": "samples of each prompt",
+        "budget": "candidates at most",
+        "guidance": "guidance of the sampler",
     }
+    facts = {titles.get(name, name): value for name, value in settings.items() if value is not None}
     return picture_page(
         "mitigate",
         f"What does {settings['model']} draw from other noises?"
