@@ -36,6 +36,7 @@ from memjax.mitigate import (
     NoiseObjective,
     embed_conditions,
     fitted_model,
+    judge_cost,
     judge_noises,
     mitigate_data,
     optimize_prompts,
@@ -269,7 +270,8 @@ def sailed(
         chunk_size=CHUNK,
         **options,
     )
-    products = np.asarray(found.cost.total).sum() + count * PILOT * objective.cost.total
+    judging = judge_cost(here.model, PILOT, objective).total
+    products = np.asarray(found.cost.total).sum() + count * judging
     return _trial(here, prompts, found.noises, found.accepted, found.moved, products, guidance)
 
 

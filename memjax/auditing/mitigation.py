@@ -14,7 +14,7 @@ from memjax.diffusion.model import Model
 from memjax.diffusion.sampling import decode_samples, sample, widest_dtype
 from memjax.evaluate.distances import find_copies
 from memjax.mitigate.initial_noise import sail
-from memjax.mitigate.objectives import NoiseObjective, judge_noises
+from memjax.mitigate.objectives import NoiseObjective, judge_cost, judge_noises
 from memjax.mitigate.prompt import embed_conditions, optimize_prompts
 from memjax.training.testbeds import prompts_testbed
 
@@ -222,10 +222,12 @@ def _sailed(
     key: PRNGKeyArray,
 ) -> dict[str, Any]:
     """Noises for some conditions."""
-    count, n = noises.shape[:2]
+    count = len(noises)
     together = int(np.clip(2**12 // np.prod(model.event_shape), 1, count))
     pilot = _noises(model, key, "pilot", count, PILOT)
-    scale = np.asarray(judge_noises(model, pilot, conditions, goal, chunk_size=together))
+    judged = jnp.concatenate([pilot, jnp.asarray(noises, pilot.dtype)], axis=1)
+    values = np.asarray(judge_noises(model, judged, conditions, goal, chunk_size=together))
+    scale, before = values[:, :PILOT], values[:, PILOT:]
     levels = share * np.median(scale, axis=1)
     if threshold is not None:
         levels = np.full(count, threshold)
@@ -233,20 +235,19 @@ def _sailed(
     if not np.isfinite(levels).all():
         raise InputError("model: its scores are not finite at the first step of the sampler")
     found = sail(
-        model, n, key=key, conditions=conditions, threshold=levels, objective=goal,
+        model, noises.shape[1], key=key, conditions=conditions, threshold=levels, objective=goal,
         max_candidates=budget, chunk_size=together,
     )  # fmt: skip
-    before = judge_noises(model, jnp.asarray(noises), conditions, goal, chunk_size=together)
-    judged = (PILOT + n) * int(goal.cost.total)
+    judging = judge_cost(model, judged.shape[1], goal)
     return {
         "noises_after": np.asarray(found.noises),
         "accepted": np.asarray(found.accepted),
-        "objective_before": np.asarray(before),
+        "objective_before": before,
         "objective_after": np.asarray(found.objective),
         "threshold": levels,
         "moved": np.asarray(found.moved),
         "candidates": np.asarray(found.candidates),
-        "products": sum(np.asarray(count) for count in found.cost) + judged,
+        "products": sum(np.asarray(part) for part in found.cost) + int(judging.total),
     }
 
 
@@ -262,9 +263,11 @@ def _reworded(
     """Embeddings for some conditions."""
     changed, vectors = _embedded(model, conditions)
     given = {"key": key, "conditions": vectors, "sigma": sigma}
+    products: Any = 0
     if threshold is None:
         start = optimize_prompts(changed, target=1.0, num_steps=0, **given)
         threshold = share * float(np.median(np.asarray(start.before)))
+        products = sum(np.asarray(part) for part in start.cost)
     found = optimize_prompts(changed, target=threshold, num_steps=PROMPT_STEPS, **given)
     count = len(found.before)
 
@@ -278,7 +281,7 @@ def _reworded(
         "threshold": np.full(count, threshold),
         "moved": np.zeros((count, n)),
         "candidates": np.zeros(count, np.int32),
-        "products": sum(np.asarray(count) for count in found.cost),
+        "products": products + sum(np.asarray(part) for part in found.cost),
         "conditions": jax.tree.map(np.asarray, found.conditions),
     }
 

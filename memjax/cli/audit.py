@@ -11,10 +11,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from memjax._core.errors import InputError
 from memjax._core.text import one_line
 from memjax.cli.app import COMPLETED, FINDINGS, INCOMPLETE, cli, console, existing, messages
-from memjax.cli.conditions import load_model, read_conditions
+from memjax.cli.conditions import image_shape, load_model, read_conditions
 from memjax.cli.progress import progress_bar
 
 MEANINGS = {
@@ -221,7 +220,7 @@ def _own(
         from memjax.data.images import load_images
 
         model = load_model(paths.model)
-        shape = _image_shape(model, paths.model)
+        shape = image_shape(model, paths.model)
         images = load_images(paths.data, event_shape=shape, value_range=value_range)
         calibrations = ()
         if paths.calibration is not None:
@@ -247,17 +246,6 @@ def _own(
         )
 
     return run
-
-
-def _image_shape(model: Any, name: str) -> tuple[int, int, int]:
-    """Shape of the images that a model takes: of pixels, or of what its latents decode to."""
-    import jax
-
-    latent = jax.ShapeDtypeStruct(model.event_shape, "float32")
-    shape = jax.eval_shape(model.decode, latent).shape
-    if len(shape) != 3:
-        raise InputError(f"{name}: expected a model of images, found {shape}")
-    return shape
 
 
 def _show(result: Any, folder: Path, page: Path) -> None:

@@ -32,6 +32,28 @@ def load_model(path: str) -> Any:
     return model
 
 
+def image_shape(model: Any, name: str) -> tuple[int, int, int]:
+    """Shape of the images that a model takes: of pixels, or of what its latents decode to.
+
+    Args:
+        model: the model.
+        name: its folder, for the message.
+
+    Returns:
+        Height, width and channels.
+
+    Raises:
+        InputError: its samples are no images.
+    """
+    import jax
+
+    latent = jax.ShapeDtypeStruct(model.event_shape, "float32")
+    shape = jax.eval_shape(model.decode, latent).shape
+    if len(shape) != 3:
+        raise InputError(f"{name}: expected a model of images, found {shape}")
+    return shape
+
+
 def read_conditions(path: str | None, n: int, model: Any, model_dir: str) -> Any:
     """Read the conditions of n images: numbers of classes, or prompts.
 

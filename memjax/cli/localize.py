@@ -22,14 +22,14 @@ from memjax.cli._choices import (
     writing,
 )
 from memjax.cli.app import COMPLETED, cli, console, messages
-from memjax.cli.conditions import load_model, read_conditions
+from memjax.cli.conditions import image_shape, load_model, read_conditions
 from memjax.cli.progress import progress_bar
 
 PAGE_ROWS, PAGES = 8, 12
 SHOWN = 20
+"""Rows in the terminal's table."""
 TABLE_TITLE = "Stored share of each row's pixels, by {}"
 QUALITY_TITLE = "Half-stored prompts, pixels that vary (95 % intervals); IoU of all pixels"
-"""Rows in the terminal's table."""
 _DIGITS_MAP = "curvature_over_others"
 
 
@@ -256,12 +256,11 @@ def _own(
     import numpy as np
 
     from memjax.auditing.localization import Rows, encode_images
-    from memjax.cli.audit import _image_shape
     from memjax.data._array_file import read_member
     from memjax.data.images import from_array, load_images
 
     model = load_model(model_dir)
-    shape = _image_shape(model, model_dir)
+    shape = image_shape(model, model_dir)
     pictures = None
     if data is not None:
         images = load_images(data, event_shape=shape, value_range=value_range)

@@ -20,13 +20,13 @@ from memjax.cli._choices import (
     writing,
 )
 from memjax.cli.app import COMPLETED, cli, console, messages
-from memjax.cli.conditions import load_model
+from memjax.cli.conditions import image_shape, load_model
 from memjax.cli.progress import progress_bar
 
 PAGE_ROWS, PAGES = 16, 12
 SHOWN = 20
-TABLE_TITLE = "Prompts before and after"
 """Rows in the terminal's table."""
+TABLE_TITLE = "Prompts before and after"
 OBJECTIVES = ("pull", "exact", "gap", "paper", "algorithm", "released")
 
 
@@ -183,11 +183,10 @@ def _own(
     value_range: tuple[float, float] | None,
 ) -> tuple[dict[str, Any], float]:
     """The model, its prompts and training images; and the weight of the guidance."""
-    from memjax.cli.audit import _image_shape
     from memjax.data.images import load_images
 
     model = load_model(model_dir)
-    shape = _image_shape(model, model_dir)
+    shape = image_shape(model, model_dir)
     ids, conditions = prompt_conditions(prompts, model, model_dir)
     if model.null_condition is None:
         raise InputError(f"{model_dir}: expected a model that can do without a condition too")

@@ -11,6 +11,7 @@ from .initial_noise import sail as sail
 from .objectives import Means as Means
 from .objectives import NoiseObjective as NoiseObjective
 from .objectives import condition_means as condition_means
+from .objectives import judge_cost as judge_cost
 from .objectives import judge_noises as judge_noises
 from .prompt import PromptResult as PromptResult
 from .prompt import embed_conditions as embed_conditions
@@ -28,6 +29,7 @@ __all__ = [
     "embed_conditions",
     "fitted_model",
     "heldout_loss",
+    "judge_cost",
     "judge_noises",
     "mitigate_data",
     "optimize_prompts",

@@ -242,6 +242,8 @@ def judge_noises(
 
     Raises:
         InputError: shapes that do not fit, or a level above the model's largest.
+
+    Cost: ``judge_cost``, for each condition.
     """
     check_conditions(conditions, noises.shape[0])
     if noises.shape[2:] != model.event_shape:
@@ -249,6 +251,12 @@ def judge_noises(
             f"noises: expected [c, n, {str(model.event_shape)[1:]}, got {noises.shape}"
         )
     return _judge(model, noises, conditions, objective, chunk_size)
+
+
+def judge_cost(model: Model, num_noises: int, objective: NoiseObjective) -> Cost:
+    """Network products of ``judge_noises`` for one condition: its means, if needed, and values."""
+    values = objective.cost.times(num_noises)
+    return values.plus(MEANS_COST) if objective.needs_means(model) else values
 
 
 @partial(jax.jit, static_argnames=("objective", "chunk_size"))

@@ -202,7 +202,7 @@ DAMAGE = {
     "newer version": (setter("version", value=2), r"version: expected 1, found 2"),
     "unknown network": (
         setter("network", "name", value="Transformer"),
-        r"network\.name: expected one of ResidualMLP, UNet, found 'Transformer'",
+        r"network\.name: expected one of ResidualMLP, UNet, LinenUNet2D, found 'Transformer'",
     ),
     "unhashable network": (setter("network", "name", value=[1]), r"network\.name: expected one of"),
     "network is text": (

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from memjax._core.errors import InputError
 from memjax.densities import ConditionalMixture
 from memjax.diffusion.model import Model
-from memjax.mitigate import Means, NoiseObjective, condition_means, judge_noises
+from memjax.mitigate import Means, NoiseObjective, condition_means, judge_cost, judge_noises
 
 D, SIGMA = 5, 1.7
 NAMES = ("exact", "paper", "algorithm", "released", "gap", "pull")
@@ -166,6 +166,17 @@ def test_costs_are_counted(name, counting):
     full = objective.cost_with_gradient
     assert (full.forward, full.jvp) == (objective.cost.forward, objective.cost.jvp)
     assert full.vjp == full.forward + full.jvp
+
+
+@pytest.mark.parametrize("name", ["pull", "gap"])
+def test_what_judging_costs_is_counted(name, counting):
+    score = counting(lambda x, sigma, condition: -x * (1 if condition is None else 2))
+    model = Model(score, (D,), sigma_min=0.1, sigma_max=2.0, data_std=1.0)
+    objective = NoiseObjective(name)
+    found = judge_noises(model, noises(3)[None], jnp.zeros(1, jnp.int32), objective)
+    jax.block_until_ready(found)
+    jax.effects_barrier()
+    assert score.calls == judge_cost(model, 3, objective).forward
 
 
 def test_bad_input():
