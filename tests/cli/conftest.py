@@ -1,5 +1,6 @@
 """One command in this process, and small models to run it on."""
 
+import csv
 import sys
 
 import jax
@@ -70,3 +71,26 @@ def make_model(tmp_path_factory):
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def prompted(make_model):
+    """A model of five prompts."""
+    return make_model(5)
+
+
+@pytest.fixture(scope="session")
+def plain(make_model):
+    """A model without prompts."""
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def read_rows():
+    """Rows of a CSV file by column."""
+
+    def read(path):
+        with open(path, newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    return read

@@ -78,19 +78,6 @@ def write_images(folder: Path, count: int = 6, size: int = 8) -> Path:
     return folder
 
 
-@pytest.fixture
-def memjax(monkeypatch, capsys):
-    """Run one command in this process: (exit status, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["memjax", *map(str, arguments)])
-        status = app.run()
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
-
-
 def one_error_line(err: str) -> str:
     lines = [line for line in err.strip().splitlines() if line.strip()]
     assert "Traceback" not in err

@@ -1,7 +1,6 @@
 """The command line on folders of diffusers."""
 
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -12,7 +11,6 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import memjax.auditing.run as run_module
-import memjax.cli.app as app
 from memjax._core.errors import InputError
 from memjax.checkpoints import load, save
 from memjax.checkpoints.export import export_diffusers
@@ -29,18 +27,6 @@ def _one_backend_check():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "check_backend", lambda: report)
         yield
-
-
-@pytest.fixture
-def memjax(monkeypatch, capsys):
-    """Run one command in this process: (exit status, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["memjax", *map(str, arguments)])
-        status = app.run()
-        return status, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """``memjax inspect``: the table and the JSON of a small published model."""
 
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +24,6 @@ def model_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "model"
     save(Model(score, shape, sigma_min=0.002, sigma_max=80.0, data_std=0.5), path)
     return path
-
-
-@pytest.fixture
-def memjax(monkeypatch, capsys):
-    """Run one command in this process: (exit status, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["memjax", *map(str, arguments)])
-        status = app.run()
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def test_the_table_and_the_json_say_the_same(memjax, model_dir):

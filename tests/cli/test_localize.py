@@ -1,6 +1,5 @@
 """``memjax localize``: which files it writes, what stands in them, and what it refuses."""
 
-import csv
 import json
 
 import jax.numpy as jnp
@@ -23,26 +22,11 @@ UNCONDITIONAL = {"curvature", "curvature_over_others"}
 
 
 @pytest.fixture(scope="module")
-def prompted(make_model):
-    return make_model(5)
-
-
-@pytest.fixture(scope="module")
 def weaker(make_model):
     return make_model(5, seed=1)
 
 
-@pytest.fixture(scope="module")
-def plain(make_model):
-    return make_model()
-
-
-def read_rows(path):
-    with open(path, newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def test_prompts_with_a_baseline(memjax, prompted, weaker, tmp_path):
+def test_prompts_with_a_baseline(memjax, prompted, weaker, tmp_path, read_rows):
     out = tmp_path / "out"
     command = ["localize", prompted, "--prompts", "0,2-3", "--baseline", weaker, "--out", out]
     status, shown, _ = memjax(*command, *QUICK)
@@ -97,7 +81,7 @@ def test_prompts_with_a_baseline(memjax, prompted, weaker, tmp_path):
             assert np.array_equal(np.asarray(picture) > 0, mask[i])
 
 
-def test_images_rerun_and_bad_rows(memjax, plain, tmp_path, monkeypatch):
+def test_images_rerun_and_bad_rows(memjax, plain, tmp_path, monkeypatch, read_rows):
     monkeypatch.setattr(app.console, "width", 200)
     data, out = tmp_path / "photos", tmp_path / "out"
     data.mkdir()
@@ -250,7 +234,7 @@ def test_an_interruption_leaves_nothing_behind(memjax, prompted, tmp_path, monke
     assert not (tmp_path / "out").exists()
 
 
-def test_digits_have_a_truth(memjax, make_model, monkeypatch, tmp_path):
+def test_digits_have_a_truth(memjax, make_model, monkeypatch, tmp_path, read_rows):
     """The test bed's own door, without its training: a model that stores nothing."""
     model = load(make_model(70, shape=(8, 8, 1)))
 

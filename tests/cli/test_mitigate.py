@@ -1,6 +1,5 @@
 """``memjax mitigate``: which files it writes, what stands in them, and what it refuses."""
 
-import csv
 import json
 
 import jax.numpy as jnp
@@ -20,27 +19,12 @@ SHAPE = (6, 6, 1)
 QUICK = ["--samples", 3, "--budget", 4]
 
 
-@pytest.fixture(scope="module")
-def prompted(make_model):
-    return make_model(5)
-
-
-@pytest.fixture(scope="module")
-def plain(make_model):
-    return make_model()
-
-
-def read_rows(path):
-    with open(path, newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def arrays(path):
     with np.load(path) as archive:
         return dict(archive)
 
 
-def test_other_noises(memjax, prompted, tmp_path):
+def test_other_noises(memjax, prompted, tmp_path, read_rows):
     out, images = tmp_path / "out", tmp_path / "images.npy"
     np.save(images, np.random.default_rng(0).uniform(-1, 1, (9, *SHAPE)).astype(np.float32))
     command = ["mitigate", prompted, "--prompts", "1,3", "--data", images, "--out", out, *QUICK]
@@ -92,7 +76,7 @@ def test_other_noises(memjax, prompted, tmp_path):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_another_embedding(memjax, prompted, tmp_path):
+def test_another_embedding(memjax, prompted, tmp_path, read_rows):
     out, listed = tmp_path / "out", tmp_path / "=1+1 [bold].npy"
     np.save(listed, np.array([4, 0]))
     command = ["mitigate", prompted, "--prompts", listed, "--method", "prompt", "--out", out]
@@ -108,7 +92,7 @@ def test_another_embedding(memjax, prompted, tmp_path):
     assert [row["id"] for row in read_rows(out / "table.csv")] == ["prompt 4", "prompt 0"]
 
 
-def test_digits_have_a_truth(memjax, make_model, monkeypatch, tmp_path):
+def test_digits_have_a_truth(memjax, make_model, monkeypatch, tmp_path, read_rows):
     """The test bed's own door, without its training: a model that stores nothing."""
     model = load(make_model(70, shape=(8, 8, 1)))
 
