@@ -106,8 +106,7 @@ def find_attractors(
     >>> found.points.round(3).tolist(), found.hits.tolist(), found.label.tolist()
     ([[1.0], [-1.0]], [3, 1], [1, 0, 0, 0])
     """
-    if not merge >= 0:
-        raise InputError(f"merge: expected a number of at least 0, got {merge}")
+    _check_merge(merge)
     found = find_fixed_points(
         score,
         starts,
@@ -118,11 +117,51 @@ def find_attractors(
         chunk_size=chunk_size,
         progress=progress,
     )
+    return rank_attractors(score, found, sigma, key=key, conditions=conditions, merge=merge)
+
+
+def rank_attractors(
+    score: Score,
+    found: FixedPoints,
+    sigma: float | int,
+    *,
+    key: int | PRNGKeyArray,
+    conditions: PyTree = None,
+    merge: float | int = 0.5,
+    chunk_size: int = 16,
+    progress: Progress | None = None,
+) -> Attractors:
+    """Group fixed points that were found before, and rank them: the second half of the above.
+
+    Args:
+        score: callable ``(x, sigma, condition) -> s``, such as a `Model`.
+        found: as ``find_fixed_points`` gives it, at this ``sigma``.
+        sigma: noise level in the score's units, > 0.
+        key: a seed or a typed key, used beyond 256 dimensions only.
+        conditions: those of the starts.
+        merge: as for ``find_attractors``.
+        chunk_size: attractors examined together. Static.
+        progress: called as ``progress(done, k)`` after every chunk of attractors.
+
+    Returns:
+        `Attractors`.
+
+    Raises:
+        InputError: an argument out of range.
+
+    >>> import jax.numpy as jnp
+    >>> import memjax as mj
+    >>> stored = mj.Empirical(jnp.array([[-1.0], [1.0], [3.0]]), [0.25, 0.5, 0.25])
+    >>> found = find_fixed_points(stored, jnp.array([[-0.7], [0.4], [1.2]]), 0.3)
+    >>> rank_attractors(stored, found, 0.3, key=0).hits.tolist()
+    [2, 1]
+    """
+    _check_merge(merge)
     residual = np.asarray(found.residual)
     reached = np.flatnonzero(np.asarray(found.status) == Status.OK)
     points = np.asarray(found.points)[reached]
     searched = Cost(forward=int(np.sum(found.cost.forward)))
-    label = np.full(len(starts), -1)
+    label = np.full(len(residual), -1)
     if not len(reached):
         none, zero = np.zeros(0), np.zeros(0, np.int32)
         return Attractors(points, zero, none, zero > 0, none, zero, label, found, searched)
@@ -137,6 +176,8 @@ def find_attractors(
         sigma,
         key=key,
         conditions=jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], conditions),
+        chunk_size=chunk_size,
+        progress=progress,
     )
     rank = np.lexsort((-hits, np.round(np.nan_to_num(radius, nan=np.inf), _DIGITS)))
     place = np.empty_like(rank)
@@ -153,3 +194,8 @@ def find_attractors(
         fixed_points=found,
         cost=searched.plus(cost),
     )
+
+
+def _check_merge(merge: float | int) -> None:
+    if not merge >= 0:
+        raise InputError(f"merge: expected a number of at least 0, got {merge}")
