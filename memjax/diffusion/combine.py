@@ -99,7 +99,10 @@ class ClassifierGuided(eqx.Module):
 
     score: Score
     log_prob: Callable[..., Float[Array, ""]]
-    weight: Float[Array, "..."]
+    weight: Float[Array, "..."] | None
+    window: tuple[Float[Array, "..."], Float[Array, "..."]] | None
+    limit: Float[Array, "..."] | None
+    normalize: bool = eqx.field(static=True)
 
     def __call__(
         self,
@@ -109,8 +112,35 @@ class ClassifierGuided(eqx.Module):
     ) -> Float[Array, "..."]:
         """The guided score. One evaluation of the score, one gradient of the classifier."""
         sigma = jnp.asarray(sigma, x.dtype)
-        slope = jax.grad(self.log_prob)(x, sigma, condition)
-        return self.score(x, sigma, None) + self.weight.astype(x.dtype) * slope
+        condition, weight = condition if self.weight is None else (condition, self.weight)
+        weight = jnp.asarray(weight, x.dtype)
+        score = self.score(x, sigma, None)
+
+        def push() -> Float[Array, "..."]:
+            slope = weight * jax.grad(self.log_prob)(x, sigma, condition)
+            if self.limit is None and not self.normalize:
+                return slope
+            size = _safe_norm(score)
+            length = _safe_norm(slope)
+            if self.normalize:
+                slope = jnp.abs(weight) * size / length * slope
+                length = jnp.abs(weight) * size
+            if self.limit is None:
+                return slope
+            most = self.limit.astype(x.dtype) * size
+            return slope * jnp.minimum(1, most / jnp.maximum(length, most))
+
+        if self.window is None:
+            return score + push()
+        low, high = (level.astype(x.dtype) for level in self.window)
+        inside = (sigma > low) & (sigma < high)
+        return score + jax.lax.cond(inside, push, lambda: jnp.zeros_like(score))
+
+
+def _safe_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
+    """|x|, and 1 for x = 0, whose norm has no derivative."""
+    squared = jnp.sum(x**2)
+    return jnp.sqrt(jnp.where(squared > 0, squared, 1))
 
 
 def _floating(value: Scalar) -> Float[Array, ""]:
@@ -225,28 +255,55 @@ def difference(score: Score, baseline: Score) -> Difference:
 
 
 def classifier_guided(
-    score: Score, log_prob: Callable[..., Float[Array, ""]], weight: Scalar
+    score: Score,
+    log_prob: Callable[..., Float[Array, ""]],
+    weight: Scalar | None,
+    *,
+    window: tuple[float, float] | None = None,
+    limit: float | None = None,
+    normalize: bool = False,
 ) -> ClassifierGuided:
     """Classifier guidance: s(x, sigma, null) + w grad_x log p(condition | x, sigma).
 
-    For w = 1 this is Bayes' rule: the exact conditional score, if both parts are exact.
+    For w = 1 this is Bayes' rule: the exact conditional score, if both parts are exact. For other
+    weights the field is not the score of any noised density, and large ones overshoot: hence the
+    options, which bound the push g = w grad log p by the score s itself.
 
     Args:
         score: the unconditional score, evaluated at ``condition=None``.
         log_prob: callable pytree ``(x, sigma, condition) -> log p``, a scalar in nats, of a
-            classifier trained on noised images.
-        weight: w >= 0.
+            classifier trained on noised images (``memjax.training.train_classifier``).
+        weight: w >= 0; ``None`` to take it from the condition, which is then a pair (condition of
+            the classifier, w): a batch may hold samples of many weights.
+        window: noise levels (low, high): guided is only low < sigma < high, and the classifier
+            not evaluated elsewhere. ``None`` for all.
+        limit: the push is shortened to |g| <= limit |s|. ``None`` for no limit.
+        normalize: the push is w |s| in the direction of grad log p (zero where that is zero).
 
     Returns:
         A score, callable pytree, whose condition is the classifier's. One evaluation of the
         score and one gradient of the classifier.
 
     Raises:
-        InputError: ``score`` or ``log_prob`` is not callable.
+        InputError: ``score`` or ``log_prob`` is not callable, or an option is out of range.
 
     References:
-        Dhariwal, Nichol (2021), arXiv:2105.05233, section 4.
+        Dhariwal, Nichol (2021), arXiv:2105.05233, section 4. Kynkaanniemi et al. (2024),
+        arXiv:2404.07724 (guidance in a limited interval of noise levels).
     """
+    levels = None
+    if window is not None:
+        low, high = window
+        if not 0 <= low < high:
+            raise InputError(f"window: expected noise levels 0 <= low < high, got {window}")
+        levels = (_floating(low), _floating(high))
+    if limit is not None and not limit > 0:
+        raise InputError(f"limit: expected a positive number, got {limit}")
     return ClassifierGuided(
-        callable_pytree(score, "score"), callable_pytree(log_prob, "log_prob"), _floating(weight)
+        callable_pytree(score, "score"),
+        callable_pytree(log_prob, "log_prob"),
+        None if weight is None else _floating(weight),
+        levels,
+        None if limit is None else _floating(limit),
+        normalize,
     )
