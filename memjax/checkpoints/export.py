@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
@@ -15,8 +14,9 @@ from memjax._core.files import write_atomically
 from memjax._core.text import one_line
 from memjax.checkpoints._layout import CONFIG_FILE, INDEX_FILE, SCHEDULER_FILE
 from memjax.checkpoints._safetensors import STEM
-from memjax.diffusion.adapters import LinenNetwork, callable_pytree
-from memjax.diffusion.model import Model, identity
+from memjax.checkpoints.files import pixel_score
+from memjax.diffusion.adapters import LinenNetwork
+from memjax.diffusion.model import Model
 from memjax.diffusion.prediction import EDMPreconditioned, PredictionScore
 from memjax.diffusion.schedule import DiscreteVP, FlowMatching, VarianceExploding
 from memjax.networks.unet2d import UNet2DModel
@@ -59,12 +59,7 @@ def export_diffusers(model: Model, path: str | os.PathLike) -> None:
         von Platen et al. (2022), diffusers, https://github.com/huggingface/diffusers.
     """
     path = Path(path)
-    score = model.raw_score
-    if not isinstance(score, PredictionScore):
-        raise InputError(f"model: expected the score of a network, got {type(score).__name__}")
-    pixels = jax.tree.structure(callable_pytree(identity))
-    if any(jax.tree.structure(part) != pixels for part in (model.encode, model.decode)):
-        raise InputError("model: expected a model of pixels, got one with an encoder or decoder")
+    score = pixel_score(model)
     network = _network(score.network, model.event_shape[-1])
     scheduler = _scheduler(score)
     height, width = model.event_shape[:2]

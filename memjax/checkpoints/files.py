@@ -226,14 +226,27 @@ def describe_network(module: nn.Module) -> dict[str, Any]:
     return {"name": name, **listed}
 
 
-def _describe(model: Model) -> tuple[dict[str, Any], dict]:
-    """The configuration without its weights, and the weights."""
+def pixel_score(model: Model) -> PredictionScore:
+    """The score of a network that sees pixels, which a folder can hold.
+
+    Args:
+        model: any model.
+
+    Raises:
+        InputError: its score is no network's, or it has an encoder or decoder.
+    """
     score = model.raw_score
     if not isinstance(score, PredictionScore):
         raise InputError(f"model: expected the score of a network, got {type(score).__name__}")
     pixels = jax.tree.structure(callable_pytree(identity))
     if any(jax.tree.structure(part) != pixels for part in (model.encode, model.decode)):
         raise InputError("model: expected a model of pixels, got one with an encoder or decoder")
+    return score
+
+
+def _describe(model: Model) -> tuple[dict[str, Any], dict]:
+    """The configuration without its weights, and the weights."""
+    score = pixel_score(model)
     network, preconditioning = score.network, None
     if isinstance(network, EDMPreconditioned):
         preconditioning = {"name": "edm", "data_std": network.data_std}
