@@ -1,5 +1,6 @@
 from .adapters import LinenNetwork as LinenNetwork
 from .adapters import NNXNetwork as NNXNetwork
+from .classifier import NoisyClassifier as NoisyClassifier
 from .combine import at as at
 from .combine import classifier_guided as classifier_guided
 from .combine import difference as difference
@@ -58,6 +59,7 @@ __all__ = [
     "LogLikelihoodRatio",
     "Model",
     "NNXNetwork",
+    "NoisyClassifier",
     "Origin",
     "PredictionScore",
     "ProbabilityFlow",

@@ -1,3 +1,5 @@
+from .calibration import calibration_error as calibration_error
+from .calibration import fit_temperature as fit_temperature
 from .conformal import FlagResult as FlagResult
 from .conformal import benjamini_hochberg as benjamini_hochberg
 from .conformal import conformal_p_values as conformal_p_values
@@ -51,12 +53,14 @@ __all__ = [
     "auroc",
     "average_precision",
     "benjamini_hochberg",
+    "calibration_error",
     "conformal_p_values",
     "copy_ratios",
     "cosine_blocks",
     "distance_blocks",
     "extraction_scores",
     "find_copies",
+    "fit_temperature",
     "flag",
     "group_duplicates",
     "map_ranking",

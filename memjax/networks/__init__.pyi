@@ -1,4 +1,6 @@
 from .autoencoder_kl import AutoencoderKL as AutoencoderKL
+from .classifier import MLPClassifier as MLPClassifier
+from .classifier import ResNetClassifier as ResNetClassifier
 from .clip_text import CLIPTextModel as CLIPTextModel
 from .clip_text import CLIPTextModelWithProjection as CLIPTextModelWithProjection
 from .clip_text import TextEncoding as TextEncoding
@@ -15,6 +17,8 @@ __all__ = [
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "LinenUNet2D",
+    "MLPClassifier",
+    "ResNetClassifier",
     "ResidualMLP",
     "TextCondition",
     "TextEncoding",

@@ -1,3 +1,6 @@
+from .classifier import ClassifierReport as ClassifierReport
+from .classifier import TrainedClassifier as TrainedClassifier
+from .classifier import train_classifier as train_classifier
 from .loop import train as train
 from .testbeds import GradedTestbed as GradedTestbed
 from .testbeds import PromptsTestbed as PromptsTestbed
@@ -5,9 +8,12 @@ from .testbeds import graded_testbed as graded_testbed
 from .testbeds import prompts_testbed as prompts_testbed
 
 __all__ = [
+    "ClassifierReport",
     "GradedTestbed",
     "PromptsTestbed",
+    "TrainedClassifier",
     "graded_testbed",
     "prompts_testbed",
     "train",
+    "train_classifier",
 ]
