@@ -259,8 +259,8 @@ def classifier_guided(
     log_prob: Callable[..., Float[Array, ""]],
     weight: Scalar | None,
     *,
-    window: tuple[float, float] | None = None,
-    limit: float | None = None,
+    window: tuple[float | int, float | int] | None = None,
+    limit: float | int | None = None,
     normalize: bool = False,
 ) -> ClassifierGuided:
     """Classifier guidance: s(x, sigma, null) + w grad_x log p(condition | x, sigma).

@@ -32,10 +32,10 @@ class Candidates(NamedTuple):
 
 def rank_by_density(
     samples: Float[np.ndarray, "n ..."],
-    labels: Int[np.ndarray, "n"],
+    labels: Int[np.ndarray, "m"],
     *,
     num_neighbors: int = 2,
-    merge: float = 0.3,
+    merge: float | int = 0.3,
 ) -> Candidates:
     """Rank samples by how closely others of their cluster crowd around them.
 
@@ -78,14 +78,13 @@ def rank_by_density(
     check_count("num_neighbors", num_neighbors, 1)
     if not merge >= 0:
         raise InputError(f"merge: expected a number of at least 0, got {merge}")
-    if labels.shape != (len(samples),):
-        raise InputError(f"labels: expected {len(samples)}, one a sample, got {labels.shape}")
+    if len(labels) != len(samples):
+        raise InputError(f"labels: expected {len(samples)}, one a sample, got {len(labels)}")
     finite = np.flatnonzero(finite_rows(samples))
     usual = np.full(len(samples), np.nan)
-    usual[finite] = np.concatenate(
-        [np.zeros(0)]
-        + [np.median(block, axis=1) for block in distance_blocks(samples[finite], samples[finite])]
-    )
+    if len(finite):
+        blocks = distance_blocks(samples[finite], samples[finite])
+        usual[finite] = np.concatenate([np.median(block, axis=1) for block in blocks])
     found: list[tuple[float, float, int, int, int]] = []
     for label in np.unique(labels[finite]).tolist():
         rows = finite[labels[finite] == label]

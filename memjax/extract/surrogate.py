@@ -35,7 +35,7 @@ def surrogate_labels(
     features: Float[np.ndarray, "n ..."],
     num_clusters: int = 100,
     *,
-    min_cohesion: float = 0.5,
+    min_cohesion: float | int = 0.5,
     keep: float | int = 1.0,
     seed: int = 0,
 ) -> SurrogateLabels:

@@ -110,6 +110,47 @@ def test_guidance_by_the_exact_classifier_is_conditioning(x64):
         )
 
 
+def test_guidance_in_a_window_and_within_a_limit(x64):
+    density, x, c = mixture(), jnp.array(X), label(1)
+    plain, slope = density.score(x, SIGMA), jax.grad(density.log_class_prob)(x, SIGMA, c)
+    size = jnp.linalg.norm(plain)
+
+    def push(weight, **options):
+        score = classifier_guided(density, density.log_class_prob, weight, **options)
+        return score(x, SIGMA, c) - plain
+
+    np.testing.assert_allclose(push(3.0, window=(SIGMA / 2, 2 * SIGMA)), 3 * slope, rtol=1e-10)
+    for window in ((SIGMA, 9.0), (0, SIGMA)):  # both ends are outside
+        assert not np.any(push(3.0, window=window))
+    direction = slope / jnp.linalg.norm(slope)
+    np.testing.assert_allclose(push(1e3, limit=0.5), size / 2 * direction, rtol=1e-9)
+    np.testing.assert_allclose(push(1e-3, limit=0.5), 1e-3 * slope, rtol=1e-9)
+    np.testing.assert_allclose(push(0.7, normalize=True), 0.7 * size * direction, rtol=1e-9)
+    np.testing.assert_allclose(
+        push(7.0, normalize=True, limit=0.5), size / 2 * direction, rtol=1e-9
+    )
+    # The weight as a part of the condition: a batch of weights is one program.
+    by_row = classifier_guided(density, density.log_class_prob, None)
+    rows = jnp.array([0.0, 1.0, 2.5])
+    found = jax.vmap(lambda w: by_row(x, SIGMA, (c, w)))(rows) - plain.reshape(1, -1)
+    np.testing.assert_allclose(found, rows.reshape(3, 1) * slope.reshape(1, -1), atol=1e-12)
+
+
+def test_a_classifier_that_knows_nothing_pushes_nowhere():
+    density, x = mixture(), jnp.array(X)
+    for options in ({}, {"normalize": True}, {"limit": 1.0}, {"normalize": True, "limit": 1.0}):
+        score = classifier_guided(density, lambda x, sigma, c: 0.0 * x[0], 2.0, **options)
+        np.testing.assert_array_equal(score(x, SIGMA, label(0)), density.score(x, SIGMA))
+        lin = linearize(at(score, SIGMA, label(0)), x)
+        assert np.isfinite(lin.jvp(x)).all()
+
+
+def test_guidance_options_out_of_range():
+    for options in ({"window": (1.0, 1.0)}, {"window": (-1.0, 1.0)}, {"limit": 0.0}):
+        with pytest.raises(InputError, match="expected"):
+            classifier_guided(mixture(), lambda x, sigma, c: x[0], 1.0, **options)
+
+
 def test_difference(x64):
     density, x = mixture(), jnp.array(X)
 
