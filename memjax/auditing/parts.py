@@ -1,4 +1,4 @@
-"""Committed pieces of an unfinished audit: what is computed once is never lost."""
+"""Committed pieces of an unfinished piece of work: what is computed once is never lost."""
 
 import io
 import json
@@ -17,25 +17,27 @@ PLAN_FILE = "plan.json"
 
 
 class Parts:
-    """Arrays of one audit by name, on disk as they are finished.
+    """Arrays of one audit, or of other long work, by name, on disk as they are finished.
 
     Without a folder they are kept in memory only. With one, a part is written atomically under
     ``folder/parts`` and read back by the next run of the same plan; a part that does not read
     back whole is computed again.
     """
 
-    def __init__(self, folder: Path | None, plan: Mapping[str, Any]):
+    def __init__(self, folder: Path | None, plan: Mapping[str, Any], work: str = "audit"):
         """Open or create the parts of a plan.
 
         Args:
-            folder: the audit's output folder, or ``None``.
+            folder: the output folder, or ``None``.
             plan: everything that determines the numbers, as JSON-ready values.
+            work: what is done, in a word.
 
         Raises:
             InputError: the folder holds unfinished parts of a different plan, or cannot be
                 written.
         """
         self.folder = folder / PARTS_FOLDER if folder is not None else None
+        self.work = work
         if self.folder is None:
             return
         record = self.folder / PLAN_FILE
@@ -57,7 +59,7 @@ class Parts:
         changed = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
         if changed:
             raise InputError(
-                f"out: {record.parent.parent} holds an unfinished audit that differs in "
+                f"out: {record.parent.parent} holds an unfinished {self.work} that differs in "
                 f"{', '.join(changed)}; finish it with its own settings, choose another folder, "
                 f"or delete {record.parent}"
             )

@@ -1,4 +1,4 @@
-"""What ``localize`` and ``mitigate`` share: prompts and numbers as typed, folders, tables."""
+"""What ``localize``, ``mitigate`` and ``extract`` share: what is typed, folders, tables."""
 
 import csv
 import io
@@ -46,16 +46,16 @@ def check_paths(model: str | None, **options: str | None) -> None:
             existing(path, f"--{name.replace('_', '-')}")
 
 
-def parse_numbers(option: str, text: str) -> list[float]:
-    """Positive numbers between commas."""
+def parse_numbers(option: str, text: str, *, zero: bool = False) -> list[float]:
+    """Positive numbers between commas, or also zeros."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         found = []
-    if not found or not all(0 < number < math.inf for number in found):
-        shown = one_line(text, limit=80)
+    if not found or not all(0 < number < math.inf or (number == 0 and zero) for number in found):
+        shown, kind = one_line(text, limit=80), "numbers from 0 up" if zero else "positive numbers"
         raise click.BadParameter(
-            f"expected positive numbers between commas, got {shown!r}", param_hint=option
+            f"expected {kind} between commas, got {shown!r}", param_hint=option
         )
     return found
 
@@ -157,11 +157,19 @@ def npz_file(arrays: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows with the same keys as CSV that no spreadsheet takes for formulas."""
+def write_table(
+    path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Write rows with the same keys as CSV that no spreadsheet takes for formulas.
+
+    Args:
+        path: the file.
+        rows: at least one, or else ``columns``.
+        columns: names of the columns, for a table that may have no row.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(rows[0])
+    writer.writerow(rows[0] if columns is None else columns)
     writer.writerows([_csv_cell(value) for value in row.values()] for row in rows)
     write_atomically(path, stream.getvalue().encode("utf-8", "replace"))
 
@@ -200,6 +208,8 @@ def text_rows(
 def _text_cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3g}"
     return one_line(str(value), limit=60)

@@ -37,6 +37,7 @@ def run() -> int:
         detectors,
         doctor,
         export,
+        extract,
         inspect,
         localize,
         mitigate,

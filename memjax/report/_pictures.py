@@ -26,6 +26,20 @@ class PageTable(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
+class Chart(NamedTuple):
+    """A picture of numbers.
+
+    Attributes:
+        png: the file.
+        title: what it shows.
+        text: how to read it.
+    """
+
+    png: bytes
+    title: str
+    text: str
+
+
 def picture_page(
     command: str,
     heading: str,
@@ -34,6 +48,7 @@ def picture_page(
     pictures: Sequence[bytes],
     alt: str,
     tables: Sequence[PageTable],
+    charts: Sequence[Chart] = (),
 ) -> bytes:
     """A page with pictures and tables, as UTF-8.
 
@@ -45,6 +60,7 @@ def picture_page(
         pictures: PNG files.
         alt: what they show, in words.
         tables: at most ``MAX_ROWS`` rows of each are shown.
+        charts: shown before the pictures.
 
     Returns:
         One file that loads nothing else and runs no script; all text is escaped.
@@ -64,5 +80,6 @@ def picture_page(
         pictures=[data_uri(picture) for picture in pictures],
         alt=alt,
         tables=shown,
+        charts=[{**chart._asdict(), "png": data_uri(chart.png)} for chart in charts],
         version=__version__,
     )
