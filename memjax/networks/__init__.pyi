@@ -5,6 +5,10 @@ from .clip_text import CLIPTextModel as CLIPTextModel
 from .clip_text import CLIPTextModelWithProjection as CLIPTextModelWithProjection
 from .clip_text import TextEncoding as TextEncoding
 from .convolution import conv as conv
+from .lora import LearnedConditions as LearnedConditions
+from .lora import LowRank as LowRank
+from .lora import low_rank_adapters as low_rank_adapters
+from .lora import merge_adapters as merge_adapters
 from .mlp import ResidualMLP as ResidualMLP
 from .unet import UNet as UNet
 from .unet2d import UNet2DModel as UNet2DModel
@@ -16,7 +20,9 @@ __all__ = [
     "AutoencoderKL",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
+    "LearnedConditions",
     "LinenUNet2D",
+    "LowRank",
     "MLPClassifier",
     "ResNetClassifier",
     "ResidualMLP",
@@ -26,4 +32,6 @@ __all__ = [
     "UNet2DConditionModel",
     "UNet2DModel",
     "conv",
+    "low_rank_adapters",
+    "merge_adapters",
 ]

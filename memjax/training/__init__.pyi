@@ -2,6 +2,7 @@ from .classifier import ClassifierReport as ClassifierReport
 from .classifier import TrainedClassifier as TrainedClassifier
 from .classifier import train_classifier as train_classifier
 from .loop import train as train
+from .lora import fine_tune as fine_tune
 from .testbeds import GradedTestbed as GradedTestbed
 from .testbeds import PromptsTestbed as PromptsTestbed
 from .testbeds import graded_testbed as graded_testbed
@@ -12,6 +13,7 @@ __all__ = [
     "GradedTestbed",
     "PromptsTestbed",
     "TrainedClassifier",
+    "fine_tune",
     "graded_testbed",
     "prompts_testbed",
     "train",

@@ -1,20 +1,17 @@
 """Train a denoiser on images, from a seed to the last bit."""
 
-import dataclasses
 import json
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import safetensors.numpy
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Float, Int, PyTree
 from safetensors import SafetensorError, safe_open
 
 from memjax._core.errors import CheckpointError, InputError
@@ -30,57 +27,21 @@ from memjax.diffusion.schedule import VarianceExploding
 from memjax.networks.mlp import ResidualMLP
 from memjax.networks.unet import UNet
 from memjax.networks.unet2d_linen import LinenUNet2D
+from memjax.training._steps import (
+    Data,
+    Family,
+    Progress,
+    RawNetwork,
+    Recipe,
+    State,
+    advance,
+    check_conditions,
+    check_images,
+    start,
+)
 
 STATE_FILE = "state.safetensors"
-_STEPS_PER_CALL = 100
 _NETWORKS = {"mlp": ResidualMLP, "unet": UNet, "unet2d": LinenUNet2D}
-
-Progress = Callable[[int, int, float], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Recipe:
-    """What determines a step of ``train``, beside data and network; static under ``jit``."""
-
-    batch_size: int
-    learning_rate: float
-    ema_decay: float
-    log_sigma_mean: float
-    log_sigma_std: float
-    condition_dropout: float
-    data_std: float
-    second_order_weight: float = 0.0
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise InputError(f"batch_size: expected at least 1, got {self.batch_size}")
-        for name in ("learning_rate", "log_sigma_std", "data_std"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        for name in ("ema_decay", "condition_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name}: expected 0 <= {name} < 1, got {getattr(self, name)}")
-        if not 0 <= self.second_order_weight < float("inf"):
-            raise InputError(
-                f"second_order_weight: expected at least 0, got {self.second_order_weight}"
-            )
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The fields by name; the second order only where it is used.
-
-        So a training that was interrupted before there was one can still be resumed.
-        """
-        fields = dataclasses.asdict(self)
-        if not self.second_order_weight:
-            del fields["second_order_weight"]
-        return fields
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        """Noise levels within three standard deviations: outside, hardly any is ever seen."""
-        low, high = (self.log_sigma_mean + z * self.log_sigma_std for z in (-3, 3))
-        return float(np.exp(low)), float(np.exp(high))
 
 
 def train(
@@ -165,7 +126,7 @@ def train(
         Kingma, Ba (2015), arXiv:1412.6980, Section 2 and 7.2 (Adam, averages); Lu et al. (2022),
         arXiv:2206.08265, Theorem 3.2 (second loss; its form with random signs is Hutchinson's).
     """
-    _check_images(images)
+    check_images(images)
     if isinstance(network, str) and network in _NETWORKS:
         count = 0 if conditions is None else int(np.max(conditions)) + 1
         network = _NETWORKS[network](num_conditions=count)
@@ -173,13 +134,13 @@ def train(
         known = ", ".join(map(repr, _NETWORKS))
         raise InputError(f"network: expected {known} or a Linen module, got {network!r}")
     num_conditions = int(getattr(network, "num_conditions", 0))
-    _check_conditions(conditions, len(images), num_conditions)
+    check_conditions(conditions, len(images), num_conditions)
     for name, value in (("steps", steps), ("checkpoint_every", checkpoint_every)):
         if value < 1:
             raise InputError(f"{name}: expected at least 1, got {value}")
     if data_std is None:
         data_std = float(np.std(images, dtype=np.float64))
-    recipe = _Recipe(
+    recipe = Recipe(
         batch_size,
         learning_rate,
         ema_decay,
@@ -190,17 +151,13 @@ def train(
         float(second_order_weight),
     )
     event_shape = images.shape[1:]
-    data = _Data(
+    data = Data(
         jnp.asarray(images), None if conditions is None else jnp.asarray(conditions, jnp.int32)
     )
     zero = jnp.zeros((), jnp.float32)
     init = jax.jit(lambda key: network.init(key, jnp.zeros(event_shape, jnp.float32), zero))
     weights = init(derive_key(seed, "init"))["params"]
-    # Donated buffers must not be shared: the average starts at zeros, where its first step
-    # overwrites it.
-    state = _State(
-        jnp.int32(0), weights, _adam(recipe).init(weights), jax.tree.map(jnp.zeros_like, weights)
-    )
+    state = start(weights, recipe)
     store = None
     if checkpoint_dir is not None:
         identity = {
@@ -214,20 +171,17 @@ def train(
         store = _Store(Path(checkpoint_dir), identity)
         state = store.read(state)
 
-    step = int(state.step)
-    while step < steps:
-        stop = min(step - step % _STEPS_PER_CALL + _STEPS_PER_CALL, steps)
-        if store is not None:
-            stop = min(stop, step - step % checkpoint_every + checkpoint_every)
-        state, total = _run(
-            state, jnp.int32(stop), data, derive_key(seed, "step"), network=network, recipe=recipe
-        )
-        loss = float(total) / (stop - step)
-        step = stop
-        if store is not None and (step % checkpoint_every == 0 or step == steps):
-            store.write(state)
-        if progress is not None:
-            progress(step, steps, loss)
+    state = advance(
+        state,
+        steps,
+        data,
+        seed,
+        _Trained(network),
+        recipe,
+        progress=progress,
+        store=None if store is None else store.write,
+        store_every=checkpoint_every,
+    )
 
     sigma_min, sigma_max = recipe.sigma_range
     denoiser = EDMPreconditioned(LinenNetwork(network, {"params": state.average}), data_std)
@@ -244,94 +198,20 @@ def train(
     )
 
 
-class _Data(NamedTuple):
-    images: Float[Array, "n *event"]
-    conditions: Int[Array, "n"] | None
+class _Trained(Family):
+    """A Linen module: every weight is trained."""
 
+    module: nn.Module = eqx.field(static=True)
 
-class _State(NamedTuple):
-    """What a step changes: its number, the weights, Adam's moments, the average of the weights."""
+    @property
+    def num_conditions(self) -> int:
+        return self.module.num_conditions
 
-    step: Int[Array, ""]
-    weights: PyTree
-    optimizer: PyTree
-    average: PyTree
+    def __call__(self, weights: PyTree) -> RawNetwork:
+        def network(x, sigma, condition):
+            return self.module.apply({"params": weights}, x, jnp.log(sigma) / 4, condition)
 
-
-@partial(jax.jit, static_argnames=("network", "recipe"), donate_argnames="state")
-def _run(
-    state: _State,
-    stop: Int[Array, ""],
-    data: _Data,
-    key: PRNGKeyArray,
-    *,
-    network: nn.Module,
-    recipe: _Recipe,
-) -> tuple[_State, Float[Array, ""]]:
-    """Steps from ``state.step`` to ``stop``, and the sum of their losses.
-
-    The number of steps is traced: one program runs every stretch, so where a training is cut into
-    calls, or was killed, does not touch its bits.
-    """
-
-    def step(index, carry):
-        state, total = carry
-        step_key = jax.random.fold_in(key, index)
-        loss, gradient = jax.value_and_grad(_loss)(state.weights, data, step_key, network, recipe)
-        # optax mixes dtypes: the only place of memjax where that is allowed.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, optimizer = _adam(recipe).update(gradient, state.optimizer)
-            weights = optax.apply_updates(state.weights, updates)
-        # (1 - b) / (1 - b^(i+1)): the average divided by the sum of its weights, as a recursion.
-        decay = jnp.float32(np.log(max(recipe.ema_decay, 1e-30)))
-        count = (index + 1).astype(jnp.float32)
-        share = jnp.expm1(decay) / jnp.expm1(decay * count)
-        average = jax.tree.map(lambda mean, w: mean + share * (w - mean), state.average, weights)
-        return _State(index + 1, weights, optimizer, average), total + loss
-
-    return jax.lax.fori_loop(state.step, stop, step, (state, jnp.float32(0)))
-
-
-def _loss(weights, data, key, network, recipe):
-    """Mean over a batch and its coordinates of |F - target|^2, and of w |M v - l (l . v)|^2."""
-    n, data_std = recipe.batch_size, recipe.data_std
-    event_shape = data.images.shape[1:]
-    rows = jax.random.randint(derive_key(key, "rows"), (n,), 0, len(data.images), jnp.int32)
-    normal = jax.random.normal(derive_key(key, "sigma"), (n,), jnp.float32)
-    sigmas = jnp.exp(recipe.log_sigma_mean + recipe.log_sigma_std * normal)
-    noise = jax.random.normal(derive_key(key, "noise"), (n, *event_shape), jnp.float32)
-    conditions = None
-    if data.conditions is not None:
-        draw = jax.random.uniform(derive_key(key, "dropout"), (n,), jnp.float32)
-        null = jnp.int32(network.num_conditions)
-        conditions = jnp.where(draw < recipe.condition_dropout, null, data.conditions[rows])
-
-    signs = None
-    if recipe.second_order_weight:
-        signs = jax.random.rademacher(derive_key(key, "signs"), noise.shape, jnp.float32)
-
-    def one(x0, sigma, noise, condition, v):
-        total = jnp.sqrt(sigma**2 + data_std**2)
-
-        def forward(x):
-            return network.apply({"params": weights}, x, jnp.log(sigma) / 4, condition)
-
-        x = (x0 + sigma * noise) / total
-        target = (sigma / data_std * x0 - data_std * noise) / total
-        if v is None:
-            return ((forward(x) - target) ** 2).mean()
-        # D = (d^2 x + sigma d total F)/total^2: M v and l are no differences of large numbers.
-        out, out_v = jax.jvp(forward, (x,), (v,))
-        m_v = (data_std / total) ** 2 * v + sigma * data_std / total**2 * out_v
-        residual = jax.lax.stop_gradient(data_std / total * (out - target))
-        misfit = m_v - residual * jnp.sum(residual * v)
-        return ((out - target) ** 2).mean() + recipe.second_order_weight * (misfit**2).mean()
-
-    return jax.vmap(one)(data.images[rows], sigmas, noise, conditions, signs).mean()
-
-
-def _adam(recipe: _Recipe) -> optax.GradientTransformation:
-    return optax.adam(recipe.learning_rate)
+        return network
 
 
 class _Store:
@@ -345,7 +225,7 @@ class _Store:
         except OSError as error:
             raise InputError(f"checkpoint_dir: {folder}: {error.strerror}") from None
 
-    def write(self, state: _State) -> None:
+    def write(self, state: State) -> None:
         arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
         record = {"training": json.dumps(self.identity), "sha256": fingerprint(*arrays.values())}
         try:
@@ -353,7 +233,7 @@ class _Store:
         except OSError as error:
             raise CheckpointError(f"{self.file}: cannot be written: {error.strerror}") from None
 
-    def read(self, state: _State) -> _State:
+    def read(self, state: State) -> State:
         """The stored state in place of ``state``, or ``state`` where nothing is stored."""
         leaves, tree = jax.tree.flatten(state)
         try:
@@ -380,29 +260,3 @@ class _Store:
                 "to start again"
             )
         return jax.tree.unflatten(tree, [jnp.asarray(array) for array in arrays])
-
-
-def _check_images(images: np.ndarray) -> None:
-    if images.dtype != np.float32:
-        raise InputError(f"images: expected float32, got {images.dtype}")
-    if images.ndim < 2 or images.size == 0:
-        raise InputError(f"images: expected [n, ...] with n >= 1, got shape {images.shape}")
-    bad = ~np.isfinite(images.reshape(len(images), -1)).all(axis=1)
-    if bad.any():
-        raise InputError(
-            f"images: expected finite numbers, found {bad.sum()} rows with others, "
-            f"the first is row {np.argmax(bad)}"
-        )
-
-
-def _check_conditions(conditions: np.ndarray | None, rows: int, count: int) -> None:
-    if conditions is None:
-        return
-    if conditions.shape != (rows,):
-        raise InputError(f"conditions: expected one per image, {rows}, got {conditions.shape}")
-    low, high = int(conditions.min()), int(conditions.max())
-    if low < 0 or high >= count:
-        raise InputError(
-            f"conditions: expected 0..{count - 1} (network.num_conditions = {count}), "
-            f"found {low}..{high}"
-        )

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 
 from memjax._core.keys import derive_key
 from memjax.networks.mlp import ResidualMLP
-from memjax.training import loop
+from memjax.training import _steps, loop
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,12 +58,12 @@ def test_exposures_are_the_draws_of_the_training(bench, monkeypatch):
     network = ResidualMLP()
     levels = []
     exp = jnp.exp
-    monkeypatch.setattr(loop.jnp, "exp", lambda x: levels.append(np.asarray(exp(x))) or exp(x))
-    recipe = loop._Recipe(bench.BATCH, 1e-3, 0.999, *bench.LOG_SIGMA, 0.1, 1.0, 0.0)
+    monkeypatch.setattr(_steps.jnp, "exp", lambda x: levels.append(np.asarray(exp(x))) or exp(x))
+    recipe = _steps.Recipe(bench.BATCH, 1e-3, 0.999, *bench.LOG_SIGMA, 0.1, 1.0, 0.0)
     monkeypatch.setattr(type(network), "apply", lambda self, w, x, t, c: x)
     for step in range(steps):
-        key = loop.jax.random.fold_in(derive_key(seed, "step"), step)
-        loop._loss({}, loop._Data(Recorder(), None), key, network, recipe)
+        key = _steps.jax.random.fold_in(derive_key(seed, "step"), step)
+        _steps.batch_loss({}, _steps.Data(Recorder(), None), key, loop._Trained(network), recipe)
     monkeypatch.undo()
     rows, sigmas = np.stack(drawn), np.stack(levels[:steps])
     found = bench.exposures(seed, train_indices, multiplicity, steps)

@@ -18,7 +18,8 @@ from memjax._core.errors import CheckpointError, InputError
 from memjax.densities.gaussian import Gaussian
 from memjax.networks.mlp import ResidualMLP
 from memjax.networks.unet import UNet
-from memjax.training.loop import STATE_FILE, _Data, _loss, _Recipe, _run, _State, train
+from memjax.training._steps import Data, Recipe, batch_loss, run, start
+from memjax.training.loop import STATE_FILE, _Trained, train
 
 TINY = ResidualMLP(width=16, num_blocks=1, embedding_width=8)
 FAST = {"network": TINY, "batch_size": 8, "data_std": 0.5}
@@ -66,18 +67,16 @@ def test_the_loss_is_that_of_the_paper():
     """Mean of lambda |D - x0|^2, from the paper's formulas in NumPy, within sampling error."""
     d, w = 0.5, 0.3
     data = images(5)
-    recipe = _Recipe(20_000, 1e-9, 0.0, -1.0, 1.3, 0.0, d)
+    recipe = Recipe(20_000, 1e-9, 0.0, -1.0, 1.3, 0.0, d)
     weights = {"w": jnp.float32(w)}
-    import optax
-
-    state = _State(jnp.int32(0), weights, optax.adam(1e-9).init(weights), {"w": jnp.float32(0)})
+    state = start(weights, recipe)
     network = Affine()
-    _, loss = _run(
+    _, loss = run(
         state,
         jnp.int32(1),
-        _Data(jnp.asarray(data), None),
+        Data(jnp.asarray(data), None),
         jax.random.key(0),
-        network=network,
+        family=_Trained(network),
         recipe=recipe,
     )
     rng = np.random.default_rng(3)
@@ -148,12 +147,12 @@ def test_the_second_loss_at_its_minimum_is_that_of_gaussian_data():
     data = (np.random.default_rng(1).normal(size=(20_000, 2)) @ ROOT.T).astype(np.float32)
     weights = {"w": jnp.asarray(exact_jacobian(d), jnp.float32)}
     losses = [
-        _loss(
+        batch_loss(
             weights,
-            _Data(jnp.asarray(data), None),
+            Data(jnp.asarray(data), None),
             jax.random.key(0),
-            FreeJacobian(),
-            _Recipe(50_000, 1e-3, 0.0, float(np.log(SIGMA)), 1e-6, 0.0, d, w),
+            _Trained(FreeJacobian()),
+            Recipe(50_000, 1e-3, 0.0, float(np.log(SIGMA)), 1e-6, 0.0, d, w),
         )
         for w in (0.0, 1.0)
     ]
@@ -390,22 +389,20 @@ def test_damaged_state_is_refused(damage, tmp_path):
 
 
 def test_no_data_or_weight_is_baked_into_the_program():
-    import optax
-
     data = images(500, (8, 8, 1))
     network = ResidualMLP(width=32, num_blocks=1, embedding_width=8)
     variables = jax.eval_shape(
         network.init, jax.random.key(0), jnp.zeros((8, 8, 1), jnp.float32), jnp.float32(0)
     )
     weights = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), variables["params"])
-    state = _State(jnp.int32(0), weights, optax.adam(1e-3).init(weights), weights)
-    recipe = _Recipe(8, 1e-3, 0.999, -1.0, 1.3, 0.1, 0.5)
-    text = _run.lower(
+    recipe = Recipe(8, 1e-3, 0.999, -1.0, 1.3, 0.1, 0.5)
+    state = start(weights, recipe)
+    text = run.lower(
         state,
         jnp.int32(5),
-        _Data(jnp.asarray(data), None),
+        Data(jnp.asarray(data), None),
         jax.random.key(0),
-        network=network,
+        family=_Trained(network),
         recipe=recipe,
     ).as_text()
     shapes = re.findall(r"stablehlo.constant dense.*: tensor<([0-9x]*)x[a-z]", text)
@@ -413,9 +410,9 @@ def test_no_data_or_weight_is_baked_into_the_program():
 
 
 def test_one_program_for_every_stretch():
-    _run.clear_cache()
+    run.clear_cache()
     train(images(), steps=250, checkpoint_every=70, **FAST)
-    assert _run._cache_size() == 1
+    assert run._cache_size() == 1
 
 
 # Bad input

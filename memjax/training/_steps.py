@@ -1,0 +1,255 @@
+"""One step of training a denoiser, compiled once: what ``train`` and ``fine_tune`` share."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from memjax._core.errors import InputError
+from memjax._core.keys import derive_key
+
+STEPS_PER_CALL = 100
+
+Progress = Callable[[int, int, float], None]
+
+RawNetwork = Callable[[Float[Array, "..."], Float[Array, ""], PyTree], Float[Array, "..."]]
+"""F(x, sigma, condition) of the preconditioning of EDM: x near unit variance."""
+
+
+class Family(eqx.Module):
+    """The networks among which training chooses, by their weights; its leaves are not trained.
+
+    Attributes:
+        num_conditions: conditions are 0..num_conditions - 1; num_conditions stands for none.
+    """
+
+    num_conditions: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def __call__(self, weights: PyTree) -> RawNetwork:
+        """The network of these weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What determines a step, beside data and network; static under ``jit``."""
+
+    batch_size: int
+    learning_rate: float
+    ema_decay: float
+    log_sigma_mean: float
+    log_sigma_std: float
+    condition_dropout: float
+    data_std: float
+    second_order_weight: float = 0.0
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise InputError(f"batch_size: expected at least 1, got {self.batch_size}")
+        for name in ("learning_rate", "log_sigma_std", "data_std"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        for name in ("ema_decay", "condition_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name}: expected 0 <= {name} < 1, got {getattr(self, name)}")
+        if not 0 <= self.second_order_weight < float("inf"):
+            raise InputError(
+                f"second_order_weight: expected at least 0, got {self.second_order_weight}"
+            )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields by name; the second order only where it is used.
+
+        So a training that was interrupted before there was one can still be resumed.
+        """
+        fields = dataclasses.asdict(self)
+        if not self.second_order_weight:
+            del fields["second_order_weight"]
+        return fields
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """Noise levels within three standard deviations: outside, hardly any is ever seen."""
+        low, high = (self.log_sigma_mean + z * self.log_sigma_std for z in (-3, 3))
+        return float(np.exp(low)), float(np.exp(high))
+
+
+class Data(NamedTuple):
+    images: Float[Array, "n *event"]
+    conditions: Int[Array, "n"] | None
+
+
+class State(NamedTuple):
+    """What a step changes: its number, the weights, Adam's moments, the average of the weights."""
+
+    step: Int[Array, ""]
+    weights: PyTree
+    optimizer: PyTree
+    average: PyTree
+
+
+def start(weights: PyTree, recipe: Recipe) -> State:
+    """The state before the first step.
+
+    Donated buffers must not be shared: the average starts at zeros, where its first step
+    overwrites it.
+    """
+    return State(
+        jnp.int32(0), weights, adam(recipe).init(weights), jax.tree.map(jnp.zeros_like, weights)
+    )
+
+
+def advance(
+    state: State,
+    steps: int,
+    data: Data,
+    seed: int,
+    family: Family,
+    recipe: Recipe,
+    *,
+    progress: Progress | None = None,
+    store: Callable[[State], None] | None = None,
+    store_every: int = 1,
+) -> State:
+    """The state after ``steps`` steps in all, stored and reported on the way.
+
+    Args:
+        state: used up.
+        steps: in all, those of ``state`` among them.
+        data: the training set.
+        seed: of batches and noise.
+        family: the networks.
+        recipe: the rest.
+        progress: called as ``progress(step, steps, loss)`` after every 100 steps and every store.
+        store: called with the state after every ``store_every`` steps, and with the last.
+        store_every: see there.
+    """
+    step = int(state.step)
+    key = derive_key(seed, "step")
+    while step < steps:
+        stop = min(step - step % STEPS_PER_CALL + STEPS_PER_CALL, steps)
+        if store is not None:
+            stop = min(stop, step - step % store_every + store_every)
+        state, total = run(state, jnp.int32(stop), data, key, family=family, recipe=recipe)
+        loss = float(total) / (stop - step)
+        step = stop
+        if store is not None and (step % store_every == 0 or step == steps):
+            store(state)
+        if progress is not None:
+            progress(step, steps, loss)
+    return state
+
+
+@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def run(
+    state: State,
+    stop: Int[Array, ""],
+    data: Data,
+    key: PRNGKeyArray,
+    *,
+    family: Family,
+    recipe: Recipe,
+) -> tuple[State, Float[Array, ""]]:
+    """Steps from ``state.step`` to ``stop``, and the sum of their losses.
+
+    The number of steps is traced: one program runs every stretch, so where a training is cut into
+    calls, or was killed, does not touch its bits.
+    """
+
+    def step(index, carry):
+        state, total = carry
+        step_key = jax.random.fold_in(key, index)
+        loss, gradient = jax.value_and_grad(batch_loss)(
+            state.weights, data, step_key, family, recipe
+        )
+        # optax mixes dtypes: the only place of memjax where that is allowed.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer = adam(recipe).update(gradient, state.optimizer)
+            weights = optax.apply_updates(state.weights, updates)
+        # (1 - b) / (1 - b^(i+1)): the average divided by the sum of its weights, as a recursion.
+        decay = jnp.float32(np.log(max(recipe.ema_decay, 1e-30)))
+        count = (index + 1).astype(jnp.float32)
+        share = jnp.expm1(decay) / jnp.expm1(decay * count)
+        average = jax.tree.map(lambda mean, w: mean + share * (w - mean), state.average, weights)
+        return State(index + 1, weights, optimizer, average), total + loss
+
+    return jax.lax.fori_loop(state.step, stop, step, (state, jnp.float32(0)))
+
+
+def batch_loss(weights, data, key, family, recipe):
+    """Mean over a batch and its coordinates of |F - target|^2, and of w |M v - l (l . v)|^2."""
+    n, data_std = recipe.batch_size, recipe.data_std
+    event_shape = data.images.shape[1:]
+    rows = jax.random.randint(derive_key(key, "rows"), (n,), 0, len(data.images), jnp.int32)
+    normal = jax.random.normal(derive_key(key, "sigma"), (n,), jnp.float32)
+    sigmas = jnp.exp(recipe.log_sigma_mean + recipe.log_sigma_std * normal)
+    noise = jax.random.normal(derive_key(key, "noise"), (n, *event_shape), jnp.float32)
+    conditions = None
+    if data.conditions is not None:
+        draw = jax.random.uniform(derive_key(key, "dropout"), (n,), jnp.float32)
+        null = jnp.int32(family.num_conditions)
+        conditions = jnp.where(draw < recipe.condition_dropout, null, data.conditions[rows])
+
+    signs = None
+    if recipe.second_order_weight:
+        signs = jax.random.rademacher(derive_key(key, "signs"), noise.shape, jnp.float32)
+
+    network = family(weights)
+
+    def one(x0, sigma, noise, condition, v):
+        total = jnp.sqrt(sigma**2 + data_std**2)
+
+        def forward(x):
+            return network(x, sigma, condition)
+
+        x = (x0 + sigma * noise) / total
+        target = (sigma / data_std * x0 - data_std * noise) / total
+        if v is None:
+            return ((forward(x) - target) ** 2).mean()
+        # D = (d^2 x + sigma d total F)/total^2: M v and l are no differences of large numbers.
+        out, out_v = jax.jvp(forward, (x,), (v,))
+        m_v = (data_std / total) ** 2 * v + sigma * data_std / total**2 * out_v
+        residual = jax.lax.stop_gradient(data_std / total * (out - target))
+        misfit = m_v - residual * jnp.sum(residual * v)
+        return ((out - target) ** 2).mean() + recipe.second_order_weight * (misfit**2).mean()
+
+    return jax.vmap(one)(data.images[rows], sigmas, noise, conditions, signs).mean()
+
+
+def adam(recipe: Recipe) -> optax.GradientTransformation:
+    return optax.adam(recipe.learning_rate)
+
+
+def check_images(images: np.ndarray) -> None:
+    if images.dtype != np.float32:
+        raise InputError(f"images: expected float32, got {images.dtype}")
+    if images.ndim < 2 or images.size == 0:
+        raise InputError(f"images: expected [n, ...] with n >= 1, got shape {images.shape}")
+    bad = ~np.isfinite(images.reshape(len(images), -1)).all(axis=1)
+    if bad.any():
+        raise InputError(
+            f"images: expected finite numbers, found {bad.sum()} rows with others, "
+            f"the first is row {np.argmax(bad)}"
+        )
+
+
+def check_conditions(conditions: np.ndarray | None, rows: int, count: int) -> None:
+    if conditions is None:
+        return
+    if conditions.shape != (rows,):
+        raise InputError(f"conditions: expected one per image, {rows}, got {conditions.shape}")
+    low, high = int(conditions.min()), int(conditions.max())
+    if low < 0 or high >= count:
+        raise InputError(
+            f"conditions: expected 0..{count - 1} (network.num_conditions = {count}), "
+            f"found {low}..{high}"
+        )
