@@ -129,17 +129,23 @@ def mitigate(
     goal = NoiseObjective(objective, sigma=sigma, guidance=guidance)
     count = len(jax.tree.leaves(conditions)[0])
     noises = np.asarray(_noises(model, seed, "before", count, num_samples))
+    target, pilot = threshold or 0.0, np.int32(0)  # what method "prompt" aims at
+    if method == "prompt" and threshold is None:
+        gap, pilot = _typical_gap(model, conditions, sigma, derive_key(seed, "mitigate", 0))
+        target = share * gap
     parts = []
     for start in range(0, count, _TOGETHER):
         rows = slice(start, min(start + _TOGETHER, count))
         some = jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf)[rows], conditions)
-        key = derive_key(seed, "mitigate", start)
         if method == "sail":
+            key = derive_key(seed, "mitigate", start)
             parts.append(_sailed(model, some, noises[rows], goal, share, threshold, budget, key))
-        else:
-            parts.append(_reworded(model, some, num_samples, sigma, share, threshold, key))
+        else:  # one threshold for all prompts, so one set of noises
+            key = derive_key(seed, "mitigate", 0)
+            parts.append(_reworded(model, some, num_samples, sigma, target, key))
         report("searching", rows.stop, count)
     found: dict[str, Any] = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    found["products"] = found["products"] + pilot
 
     def draw(stage: str, model: Model, noises: np.ndarray, conditions: PyTree) -> np.ndarray:
         each = jax.tree.map(
@@ -251,24 +257,31 @@ def _sailed(
     }
 
 
+def _typical_gap(
+    model: Model, conditions: PyTree, sigma: float | None, key: PRNGKeyArray
+) -> tuple[float, Any]:
+    """The median gap over all prompts, and the network products of each."""
+    changed, vectors = _embedded(model, conditions)
+    start = optimize_prompts(
+        changed, key=key, conditions=vectors, sigma=sigma, target=1.0, num_steps=0
+    )
+    return float(np.median(start.before)), sum(np.asarray(part) for part in start.cost)
+
+
 def _reworded(
     model: Model,
     conditions: PyTree,
     n: int,
     sigma: float | None,
-    share: float,
-    threshold: float | None,
+    target: float,
     key: PRNGKeyArray,
 ) -> dict[str, Any]:
     """Embeddings for some conditions."""
     changed, vectors = _embedded(model, conditions)
-    given = {"key": key, "conditions": vectors, "sigma": sigma}
-    products: Any = 0
-    if threshold is None:
-        start = optimize_prompts(changed, target=1.0, num_steps=0, **given)
-        threshold = share * float(np.median(np.asarray(start.before)))
-        products = sum(np.asarray(part) for part in start.cost)
-    found = optimize_prompts(changed, target=threshold, num_steps=PROMPT_STEPS, **given)
+    found = optimize_prompts(
+        changed, key=key, conditions=vectors, sigma=sigma, target=target,
+        num_steps=PROMPT_STEPS,
+    )  # fmt: skip
     count = len(found.before)
 
     def each(values: Any) -> np.ndarray:
@@ -278,10 +291,10 @@ def _reworded(
         "accepted": each(found.status) == 0,
         "objective_before": each(found.before),
         "objective_after": each(found.after),
-        "threshold": np.full(count, threshold),
+        "threshold": np.full(count, target),
         "moved": np.zeros((count, n)),
         "candidates": np.zeros(count, np.int32),
-        "products": products + sum(np.asarray(part) for part in found.cost),
+        "products": sum(np.asarray(part) for part in found.cost),
         "conditions": jax.tree.map(np.asarray, found.conditions),
     }
 

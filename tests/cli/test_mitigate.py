@@ -92,6 +92,21 @@ def test_another_embedding(memjax, prompted, tmp_path, read_rows):
     assert [row["id"] for row in read_rows(out / "table.csv")] == ["prompt 4", "prompt 0"]
 
 
+def test_one_threshold_for_all_prompts(make_model, monkeypatch):
+    """However few are searched together: the share of the median gap over all of them."""
+    monkeypatch.setattr(mitigation, "PROMPT_STEPS", 1)
+    model, conditions = load(make_model(5, shape=SHAPE)), jnp.arange(5, dtype=jnp.int32)
+    options = {"method": "prompt", "share": 0.9, "num_samples": 1}
+    together = mitigation.mitigate(model, conditions, **options)
+    median = np.median(together.objective_before[:, 0])
+    np.testing.assert_allclose(together.threshold, np.full(5, 0.9 * median), rtol=1e-6)
+    monkeypatch.setattr(mitigation, "_TOGETHER", 2)
+    apart = mitigation.mitigate(model, conditions, **options)
+    assert np.array_equal(apart.threshold, together.threshold)
+    np.testing.assert_allclose(apart.objective_before, together.objective_before, rtol=1e-5)
+    assert np.array_equal(apart.products, together.products)
+
+
 def test_digits_have_a_truth(memjax, make_model, monkeypatch, tmp_path, read_rows):
     """The test bed's own door, without its training: a model that stores nothing."""
     model = load(make_model(70, shape=(8, 8, 1)))
