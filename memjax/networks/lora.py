@@ -25,6 +25,9 @@ class LowRank(NamedTuple):
     right: Float[Array, "r n"]
 
 
+KernelLayout = Literal["HWIO", "OIHW"]
+"""Axes of leaves with four axes called ``weight``: in memjax's own networks, or in PyTorch's."""
+
 Changes = dict[str, LowRank | Array]
 """By a leaf's path (``jax.tree_util.keystr``): what is added to it, or stands in its place."""
 
@@ -34,7 +37,7 @@ def low_rank_adapters(
     rank: int,
     *,
     key: int | PRNGKeyArray,
-    kernel_layout: Literal["HWIO", "OIHW"] = "HWIO",
+    kernel_layout: KernelLayout = "HWIO",
 ) -> dict[str, LowRank]:
     """Low-rank changes, zero at first, for the matrices and kernels of a network.
 

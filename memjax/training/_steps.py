@@ -31,7 +31,7 @@ class Family(eqx.Module):
         num_conditions: conditions are 0..num_conditions - 1; num_conditions stands for none.
     """
 
-    num_conditions: eqx.AbstractVar[int]
+    num_conditions: int = eqx.field(static=True, kw_only=True, default=0)
 
     @abc.abstractmethod
     def __call__(self, weights: PyTree) -> RawNetwork:

@@ -176,7 +176,7 @@ def train(
         steps,
         data,
         seed,
-        _Trained(network),
+        _Trained(network, num_conditions=num_conditions),
         recipe,
         progress=progress,
         store=None if store is None else store.write,
@@ -203,15 +203,9 @@ class _Trained(Family):
 
     module: nn.Module = eqx.field(static=True)
 
-    @property
-    def num_conditions(self) -> int:
-        return self.module.num_conditions
-
     def __call__(self, weights: PyTree) -> RawNetwork:
-        def network(x, sigma, condition):
-            return self.module.apply({"params": weights}, x, jnp.log(sigma) / 4, condition)
-
-        return network
+        denoiser = LinenNetwork(self.module, {"params": weights})
+        return lambda x, sigma, condition: denoiser(x, jnp.log(sigma) / 4, condition)
 
 
 class _Store:

@@ -18,7 +18,13 @@ from memjax._core.keys import derive_key
 from memjax.diffusion.adapters import LinenNetwork
 from memjax.diffusion.model import Model
 from memjax.diffusion.prediction import EDMPreconditioned, PredictionScore
-from memjax.networks.lora import Changes, LearnedConditions, low_rank_adapters, merge_adapters
+from memjax.networks.lora import (
+    Changes,
+    KernelLayout,
+    LearnedConditions,
+    low_rank_adapters,
+    merge_adapters,
+)
 from memjax.networks.unet2d import UNet2DModel
 from memjax.networks.unet2d_condition import TextCondition, UNet2DConditionModel
 from memjax.training._steps import (
@@ -143,7 +149,9 @@ def fine_tune(
     )
     kept = labels >= 0
     data = Data(jnp.asarray(images[kept]), jnp.asarray(labels[kept], jnp.int32))
-    family = _Adapted(score, 1.0 if alpha is None else alpha / rank, data_std, num_labels)
+    family = _Adapted(
+        score, 1.0 if alpha is None else alpha / rank, data_std, num_conditions=num_labels
+    )
     # The program uses up the state's arrays, of which the score holds the learned ones too.
     changes = jax.tree.map(jnp.copy, changes)
     state = advance(start(changes, recipe), steps, data, seed, family, recipe, progress=progress)
@@ -166,7 +174,6 @@ class _Adapted(Family):
     score: PredictionScore
     scale: float = eqx.field(static=True)
     data_std: float = eqx.field(static=True)
-    num_conditions: int = eqx.field(static=True)
 
     def __call__(self, weights: PyTree) -> RawNetwork:
         score, d = merge_adapters(self.score, weights, self.scale), self.data_std
@@ -196,7 +203,7 @@ def _check_labels(labels: np.ndarray, rows: int, num_labels: int | None) -> int:
     return count
 
 
-def _labeled(model: Model, count: int) -> tuple[PredictionScore, Changes, str]:
+def _labeled(model: Model, count: int) -> tuple[PredictionScore, Changes, KernelLayout]:
     """The score with labels, its learned leaves by their paths, and the layout of its kernels."""
     score = model.raw_score
     if not isinstance(score, PredictionScore):
@@ -254,7 +261,7 @@ def _with_classes(
         width = o.time_embedding_dim or 4 * o.block_out_channels[0]
         row = jnp.zeros((1, width), jnp.float32)
     else:
-        row = network.weights[name][null][None]
+        row = jnp.asarray(network.weights[name])[null][None]
     weights = {**network.weights, name: jnp.tile(row, (count + 1, 1))}
     grown = UNet2DModel(weights, o._replace(num_class_embeds=count + 1))
     return grown, [f".weights[{name!r}]"]
@@ -279,7 +286,7 @@ def _with_embeddings(
         return flatten_dict(jax.eval_shape(init, jax.random.key(0), *shapes))
 
     without, wanted = outline(0), outline(count)
-    found = flatten_dict(network.variables)
+    found: dict[tuple[str, ...], Array] = flatten_dict(network.variables)  # pyright: ignore[reportAssignmentType]
     arrays, names = {}, []
     for path, leaf in wanted.items():
         if path in without:

@@ -60,7 +60,7 @@ def test_exposures_are_the_draws_of_the_training(bench, monkeypatch):
     exp = jnp.exp
     monkeypatch.setattr(_steps.jnp, "exp", lambda x: levels.append(np.asarray(exp(x))) or exp(x))
     recipe = _steps.Recipe(bench.BATCH, 1e-3, 0.999, *bench.LOG_SIGMA, 0.1, 1.0, 0.0)
-    monkeypatch.setattr(type(network), "apply", lambda self, w, x, t, c: x)
+    monkeypatch.setattr(type(network), "apply", lambda self, w, x, t: x)
     for step in range(steps):
         key = _steps.jax.random.fold_in(derive_key(seed, "step"), step)
         _steps.batch_loss({}, _steps.Data(Recorder(), None), key, loop._Trained(network), recipe)
