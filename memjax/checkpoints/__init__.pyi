@@ -1,3 +1,5 @@
+from .classifier import load_classifier as load_classifier
+from .classifier import save_classifier as save_classifier
 from .export import export_diffusers as export_diffusers
 from .files import read_config as read_config
 from .files import save as save
@@ -15,7 +17,9 @@ __all__ = [
     "from_torch",
     "inspect_model",
     "load",
+    "load_classifier",
     "load_prompts",
     "read_config",
     "save",
+    "save_classifier",
 ]

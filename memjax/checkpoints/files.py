@@ -4,32 +4,36 @@ The configuration names the network and how its output becomes a score; the weig
 arrays by name. Nothing is ever unpickled, and every fault is one line that names it.
 """
 
-import dataclasses
-import hashlib
-import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
 from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from memjax._core.errors import CheckpointError, InputError
-from memjax._core.files import write_atomically
 from memjax._core.text import one_line
-from memjax.checkpoints._safetensors import (
-    open_inside,
-    parse_weights,
-    read_json,
-    refuse_pickle,
-    stored_shapes,
+from memjax.checkpoints._folder import (
+    CONFIG_FILE,
+    VERSION,
+    WEIGHTS_FILE,
+    a_positive,
+    a_shape,
+    an_index_or_none,
+    an_object_or_none,
+    compare,
+    describe,
+    fail,
+    plan,
+    read_field,
+    read_folder,
+    read_variables,
+    write_folder,
 )
+from memjax.checkpoints._safetensors import stored_shapes
 from memjax.diffusion.adapters import LinenNetwork, callable_pytree
 from memjax.diffusion.model import Model, Origin, identity
 from memjax.diffusion.prediction import EDMPreconditioned, PredictionScore, from_prediction
@@ -39,19 +43,12 @@ from memjax.networks.unet import UNet
 from memjax.networks.unet2d_linen import LinenUNet2D
 
 FORMAT = "memjax"
-VERSION = 1
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 
 _NETWORKS: dict[str, type[nn.Module]] = {
     "ResidualMLP": ResidualMLP,
     "UNet": UNet,
     "LinenUNet2D": LinenUNet2D,
 }
-# Our networks are small: larger numbers are no model of ours, and would make building one take
-# forever.
-_MAX_SIZE = 2**16
-_MAX_DEPTH = 64
 
 
 def save(model: Model, path: str | os.PathLike, *, training: Mapping[str, Any] | None = None):
@@ -71,24 +68,8 @@ def save(model: Model, path: str | os.PathLike, *, training: Mapping[str, Any] |
         InputError: the model has parts that this format does not hold.
         CheckpointError: the folder cannot be written.
     """
-    path = Path(path)
     config, variables = _describe(model)
-    weights = safetensors.numpy.save(
-        {name: np.asarray(leaf) for name, leaf in flatten_dict(variables, sep="/").items()}
-    )
-    config["weights"] = {
-        "file": WEIGHTS_FILE,
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables)),
-    }
-    config["training"] = None if training is None else dict(training)
-    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / WEIGHTS_FILE, weights)
-        write_atomically(path / CONFIG_FILE, text.encode())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
+    write_folder(Path(path), config, variables, training)
 
 
 def load(path: str | os.PathLike) -> Model:
@@ -107,8 +88,8 @@ def load(path: str | os.PathLike) -> Model:
     """
     path = Path(path)
     config = read_config(path)
-    module, planned = _plan(path, config)
-    return _assemble(path, config, module, _variables(path, config, planned))
+    module, planned = plan(path, config, _NETWORKS)
+    return _assemble(path, config, module, read_variables(path, config, planned))
 
 
 def outline(path: str | os.PathLike) -> Model:
@@ -125,8 +106,8 @@ def outline(path: str | os.PathLike) -> Model:
     """
     path = Path(path)
     config = read_config(path)
-    module, planned = _plan(path, config)
-    _compare(path / WEIGHTS_FILE, planned, stored_shapes(path / WEIGHTS_FILE))
+    module, planned = plan(path, config, _NETWORKS)
+    compare(path / WEIGHTS_FILE, planned, stored_shapes(path / WEIGHTS_FILE))
     return jax.eval_shape(
         lambda arrays: _assemble(path, config, module, {"params": unflatten_dict(arrays, sep="/")}),
         planned,
@@ -137,27 +118,27 @@ def _assemble(
     path: Path, config: dict[str, Any], module: nn.Module, variables: dict[str, Any]
 ) -> Model:
     """The model that the configuration describes, around its network's variables."""
-    shape = _field(path, config, "event_shape", _shape)
+    shape = read_field(path, config, "event_shape", a_shape)
     try:
-        schedule = schedule_from_config(_field(path, config, "schedule", dict))
+        schedule = schedule_from_config(read_field(path, config, "schedule", dict))
     except (InputError, TypeError) as error:
-        _fail(path / CONFIG_FILE, "schedule", "a known schedule", one_line(str(error)))
-    null = _field(path, config, "null_condition", _index_or_none)
+        fail(path / CONFIG_FILE, "schedule", "a known schedule", one_line(str(error)))
+    null = read_field(path, config, "null_condition", an_index_or_none)
     if null != (config["network"]["num_conditions"] or None):
         wanted = "the network's number of conditions, or null where it has none"
-        _fail(path / CONFIG_FILE, "null_condition", wanted, str(null))
+        fail(path / CONFIG_FILE, "null_condition", wanted, str(null))
     network: Callable = LinenNetwork(module, variables)
-    preconditioning = _field(path, config, "preconditioning", _dict_or_none)
+    preconditioning = read_field(path, config, "preconditioning", an_object_or_none)
     if preconditioning is not None:
         if preconditioning.get("name") != "edm":
             found = one_line(repr(preconditioning.get("name")))
-            _fail(path / CONFIG_FILE, "preconditioning.name", "'edm'", found)
+            fail(path / CONFIG_FILE, "preconditioning.name", "'edm'", found)
         network = EDMPreconditioned(
-            network, _field(path, preconditioning, "data_std", _positive, "preconditioning.")
+            network, read_field(path, preconditioning, "data_std", a_positive, "preconditioning.")
         )
-    prediction = _field(path, config, "prediction", str)
+    prediction = read_field(path, config, "prediction", str)
     numbers = {
-        name: _field(path, config, name, _positive)
+        name: read_field(path, config, name, a_positive)
         for name in ("sigma_min", "sigma_max", "data_std")
     }
     try:
@@ -192,21 +173,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         CheckpointError: as for ``load``, as far as the configuration goes.
     """
-    path = Path(path)
-    if not path.is_dir():
-        refuse_pickle(path)
-        found = "a file" if path.exists() else "nothing"
-        raise CheckpointError(f"{path}: expected the folder of a saved model, found {found}")
-    file = path / CONFIG_FILE
-    if not file.is_file():
-        refuse_pickle(path)
-        raise CheckpointError(f"{path}: expected a file {CONFIG_FILE}, found none")
-    config = read_json(file)
-    if config.get("format") != FORMAT:
-        _fail(file, "format", repr(FORMAT), one_line(repr(config.get("format")), limit=80))
-    if config.get("version") != VERSION:
-        _fail(file, "version", str(VERSION), one_line(repr(config.get("version")), limit=80))
-    return config
+    return read_folder(Path(path), FORMAT, "a saved model")
 
 
 def describe_network(module: nn.Module) -> dict[str, Any]:
@@ -218,12 +185,7 @@ def describe_network(module: nn.Module) -> dict[str, Any]:
     Raises:
         InputError: another module.
     """
-    name = type(module).__name__
-    if _NETWORKS.get(name) is not type(module):
-        raise InputError(f"network: expected one of {', '.join(_NETWORKS)}, got {name}")
-    arguments = {key: getattr(module, key) for key in _arguments(type(module))}
-    listed = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
-    return {"name": name, **listed}
+    return describe(module, _NETWORKS)
 
 
 def pixel_score(model: Model) -> PredictionScore:
@@ -280,138 +242,3 @@ def _describe(model: Model) -> tuple[dict[str, Any], dict]:
         "null_condition": null,
     }
     return config, network.variables["params"]
-
-
-def _arguments(kind: type[nn.Module]) -> dict[str, Any]:
-    """Arguments of a network by name, with their defaults."""
-    fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
-    return {f.name: f.default for f in fields if f.name not in ("parent", "name")}
-
-
-def _network(path: Path, config: dict[str, Any]) -> nn.Module:
-    file = path / CONFIG_FILE
-    given = _field(path, config, "network", dict)
-    kind = _NETWORKS.get(given["name"]) if isinstance(given.get("name"), str) else None
-    if kind is None:
-        known = f"one of {', '.join(_NETWORKS)}"
-        _fail(file, "network.name", known, one_line(repr(given.get("name")), limit=80))
-    arguments = _arguments(kind)
-    unknown = sorted(set(given) - set(arguments) - {"name"})
-    if unknown:
-        _fail(file, "network", f"arguments of {kind.__name__}", one_line(repr(unknown[0])))
-    values = {}
-    for name, default in arguments.items():
-        check: Callable = {bool: bool, tuple: _shape}.get(type(default), _size)
-        if name == "num_conditions":
-            check = _index
-        values[name] = _field(path, given, name, check, "network.")
-    depth = values["num_blocks"] * len(values.get("channels", (1,)))
-    if depth > _MAX_DEPTH:
-        _fail(file, "network.num_blocks", f"at most {_MAX_DEPTH} blocks", str(depth))
-    return kind(**values)
-
-
-def _plan(path: Path, config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """The network, and the shapes of its weights by name."""
-    module = _network(path, config)
-    shape = _field(path, config, "event_shape", _shape)
-    try:
-        x = jax.ShapeDtypeStruct(shape, jnp.float32)
-        t = jax.ShapeDtypeStruct((), jnp.float32)
-        wanted = jax.eval_shape(module.init, jax.random.key(0), x, t)["params"]
-    except InputError as error:
-        raise CheckpointError(f"{path / CONFIG_FILE}: {one_line(str(error))}") from None
-    return module, flatten_dict(wanted, sep="/")  # pyright: ignore[reportReturnType]
-
-
-def _compare(file: Path, planned: dict[str, Any], found: Mapping[str, Any]) -> None:
-    """The arrays in a file are those that the network wants."""
-    for name in sorted(planned.keys() | found.keys()):
-        if name not in found:
-            raise CheckpointError(f"{file}: expected an array {name!r}, found none")
-        if name not in planned:
-            extra = one_line(repr(name), limit=200)
-            raise CheckpointError(f"{file}: expected no array {extra}, found one")
-        want, have = (f"{a.dtype}{list(a.shape)}" for a in (planned[name], found[name]))
-        if want != have:
-            _fail(file, name, want, have)
-
-
-def _variables(path: Path, config: dict[str, Any], planned: dict[str, Any]) -> dict[str, Any]:
-    """Read the weights, after their hash, and compare them with what the network wants."""
-    record = _field(path, config, "weights", dict)
-    if record.get("file") != WEIGHTS_FILE:
-        found = one_line(repr(record.get("file")), limit=80)
-        _fail(path / CONFIG_FILE, "weights.file", repr(WEIGHTS_FILE), found)
-    file = path / WEIGHTS_FILE
-    with open_inside(file, "the weights") as stream:
-        data = stream.read()
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != record.get("sha256"):
-        expected = one_line(str(record.get("sha256")), limit=64)
-        _fail(file, "sha256", expected, f"{digest} ({len(data)} bytes): damaged or exchanged")
-    arrays = parse_weights(data, file)
-    _compare(file, planned, arrays)
-    count = sum(array.size for array in arrays.values())
-    if record.get("parameters") != count:
-        found = one_line(repr(record.get("parameters")), limit=80)
-        _fail(path / CONFIG_FILE, "weights.parameters", str(count), found)
-    return {"params": unflatten_dict({k: jnp.asarray(v) for k, v in arrays.items()}, sep="/")}
-
-
-def _field(
-    path: Path, config: Mapping[str, Any], name: str, check: Callable, prefix: str = ""
-) -> Any:
-    """One field of the configuration, as ``check`` (a type or one of the functions below) says."""
-    file = path / CONFIG_FILE
-    if name not in config:
-        raise CheckpointError(f"{file}: expected a field {prefix}{name}, found none")
-    value = config[name]
-    if isinstance(check, type):
-        if isinstance(value, check):
-            return value
-        expected = {dict: "an object", str: "text", bool: "true or false"}[check]
-    else:
-        try:
-            return check(value)
-        except ValueError as error:
-            expected = str(error)
-    _fail(file, f"{prefix}{name}", expected, one_line(repr(value), limit=80))
-
-
-def _size(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= _MAX_SIZE:
-        raise ValueError(f"an integer from 1 to {_MAX_SIZE}")
-    return value
-
-
-def _index(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= _MAX_SIZE:
-        raise ValueError(f"an integer from 0 to {_MAX_SIZE}")
-    return value
-
-
-def _index_or_none(value: Any) -> int | None:
-    return None if value is None else _index(value)
-
-
-def _dict_or_none(value: Any) -> dict | None:
-    if value is not None and not isinstance(value, dict):
-        raise ValueError("an object or null")
-    return value
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not 1 <= len(value) <= 8:
-        raise ValueError("a list of 1 to 8 positive integers")
-    return tuple(_size(size) for size in value)
-
-
-def _positive(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ValueError("a positive number")
-    return float(value)
-
-
-def _fail(file: Path, key: str, expected: str, found: str) -> NoReturn:
-    raise CheckpointError(f"{file}: {key}: expected {expected}, found {found}")

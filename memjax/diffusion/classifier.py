@@ -5,8 +5,10 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from memjax._core.checks import check_count, check_floating, check_positive, is_traced
 from memjax._core.errors import InputError
 from memjax.diffusion.adapters import Scalar, callable_pytree
 
@@ -31,6 +33,7 @@ class NoisyClassifier(eqx.Module):
     Args:
         network: callable pytree ``(x, t) -> logits [num_classes]`` on one sample, such as a
             ``LinenNetwork`` around an ``MLPClassifier``.
+        event_shape: shape of one sample, channels last. Static.
         num_classes: number of logits. Static.
         data_std: d > 0, the standard deviation of the clean data over all coordinates. Static.
         sigmas: noise levels [m], positive and ascending: the range the classifier was trained on.
@@ -43,7 +46,9 @@ class NoisyClassifier(eqx.Module):
 
     >>> import jax.numpy as jnp
     >>> network = lambda x, t: jnp.stack([x.sum(), -x.sum()])
-    >>> classifier = NoisyClassifier(network, num_classes=2, data_std=1.0, sigmas=[0.1, 10.0])
+    >>> classifier = NoisyClassifier(
+    ...     network, (2,), num_classes=2, data_std=1.0, sigmas=[0.1, 10.0]
+    ... )
     >>> x = jnp.array([1.0, 1.0])
     >>> classifier.log_probs(x, jnp.sqrt(3.0)).round(4).tolist()
     [-0.1269, -2.1269]
@@ -59,6 +64,7 @@ class NoisyClassifier(eqx.Module):
     network: Callable
     sigmas: Float[Array, "m"]
     temperature: Float[Array, "m"]
+    event_shape: tuple[int, ...] = eqx.field(static=True)
     num_classes: int = eqx.field(static=True)
     data_std: float = eqx.field(static=True)
     time_dependent: bool = eqx.field(static=True)
@@ -66,6 +72,7 @@ class NoisyClassifier(eqx.Module):
     def __init__(
         self,
         network: Callable,
+        event_shape: tuple[int, ...],
         *,
         num_classes: int,
         data_std: float,
@@ -74,36 +81,59 @@ class NoisyClassifier(eqx.Module):
         time_dependent: bool = True,
     ):
         self.network = callable_pytree(network, "network")
+        self.event_shape = tuple(int(n) for n in event_shape)
         self.num_classes = int(num_classes)
         self.data_std = float(data_std)
         self.sigmas = jnp.asarray(sigmas, jnp.float32)
         ones = jnp.ones_like(self.sigmas)
         self.temperature = ones if temperature is None else jnp.asarray(temperature, jnp.float32)
         self.time_dependent = bool(time_dependent)
-        if self.num_classes < 1:
-            raise InputError(f"num_classes: expected at least 1, got {num_classes}")
-        if not 0 < self.data_std < float("inf"):
-            raise InputError(f"data_std: expected a positive number, got {data_std}")
-        if self.sigmas.ndim != 1 or not self.sigmas.size:
-            raise InputError(f"sigmas: expected [m] with m >= 1, got {list(self.sigmas.shape)}")
-        if self.temperature.shape != self.sigmas.shape:
+        check_count("num_classes", self.num_classes, 1)
+        check_positive("data_std", self.data_std)
+        shape = self.sigmas.shape
+        if len(shape) != 1 or not shape[0]:
+            raise InputError(f"sigmas: expected [m] with m >= 1, got {list(shape)}")
+        if self.temperature.shape != shape:
             raise InputError(
-                f"temperature: expected one per noise level, {list(self.sigmas.shape)}, "
+                f"temperature: expected one per noise level, {list(shape)}, "
                 f"got {list(self.temperature.shape)}"
             )
+        if is_traced(self.sigmas) or is_traced(self.temperature):
+            return
+        levels, temperatures = np.asarray(self.sigmas), np.asarray(self.temperature)
+        if not (levels[0] > 0 and np.all(np.diff(levels) > 0) and np.isfinite(levels[-1])):
+            raise InputError(f"sigmas: expected positive numbers, ascending, got {levels}")
+        if not np.all((temperatures > 0) & np.isfinite(temperatures)):
+            raise InputError(f"temperature: expected positive numbers, got {temperatures}")
+
+    def with_temperature(
+        self, temperature: Float[Array, "m"] | Float[np.ndarray, "m"]
+    ) -> "NoisyClassifier":
+        """The same classifier with other temperatures, one per level of ``sigmas``."""
+        return NoisyClassifier(
+            self.network,
+            self.event_shape,
+            num_classes=self.num_classes,
+            data_std=self.data_std,
+            sigmas=self.sigmas,
+            temperature=temperature,
+            time_dependent=self.time_dependent,
+        )
 
     def log_probs(self, x: Float[Array, "..."], sigma: Scalar) -> Float[Array, "c"]:
         """Log probabilities of all classes in nats, in the dtype of x.
 
         Args:
-            x: one sample in EDM coordinates, floating point.
+            x: one sample in EDM coordinates, of shape ``event_shape``, floating point.
             sigma: noise level, >= 0.
 
         Raises:
-            InputError: x is not floating point, or the network's logits are not [num_classes].
+            InputError: x has another shape or is not floating point, or the network's logits are
+                not [num_classes].
         """
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise InputError(f"x: expected a floating-point array, got dtype {x.dtype}")
+        if x.shape != self.event_shape:
+            raise InputError(f"x: expected shape {self.event_shape}, got {x.shape}")
+        check_floating("x", x)
         sigma = jnp.asarray(sigma, x.dtype)
         levels, temperature = self.sigmas.astype(x.dtype), self.temperature.astype(x.dtype)
         inside = jnp.log(jnp.clip(sigma, levels[0], levels[-1]))

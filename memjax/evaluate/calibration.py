@@ -94,7 +94,8 @@ def fit_temperature(logits: Float[np.ndarray, "n c"], labels: Integer[np.ndarray
         return _MAX_TEMPERATURE
     if slope(high) <= 0:
         return 1 / _MAX_TEMPERATURE
-    return float(np.exp(-scipy.optimize.brentq(slope, -high, high, xtol=1e-9)))
+    root = scipy.optimize.root_scalar(slope, bracket=(-high, high), xtol=1e-9).root
+    return float(np.exp(-root))
 
 
 def _check(scores: Shaped[np.ndarray, "n c"], labels: Shaped[np.ndarray, "n"]) -> None:
