@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import gc
+import importlib.util
 import os
+import warnings
 
 import jax
 import pytest
@@ -22,6 +24,23 @@ def x64():
     """Double precision for one test, whatever the process runs with."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def import_with_torch():
+    """Import a file of helpers that needs torch, diffusers and transformers."""
+
+    def import_(path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what those libraries say while they are imported
+            for name in ("torch", "diffusers", "transformers"):
+                pytest.importorskip(name)
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        return module
+
+    return import_
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

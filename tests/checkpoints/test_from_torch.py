@@ -10,16 +10,7 @@ F = torch.nn.functional
 
 from memjax.checkpoints.torch_bridge import torch_network  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
-]
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("bridged")
 
 
 # The networks ------------------------------------------------------------------------------------
@@ -292,13 +283,13 @@ def error(a, b):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", NETWORKS, ids=lambda make: make.__name__)
-def test_value_and_products_are_pytorchs(make):
+def test_value_and_products_are_pytorchs(make, fast_compile):
     module, args, options = built(make)
     network = torch_network(module, args, **options)
     args = drawn(args)
     v, u = torch.randn(2, *args[0].shape, generator=torch.Generator().manual_seed(2))
     expected = reference(module.eval(), args, options, v, u)
-    run = jax.jit(value_and_products, compiler_options=FAST_COMPILE)
+    run = jax.jit(value_and_products, compiler_options=fast_compile)
     value, pushed, pulled = run(network, *here(args), last(v), last(u))
     assert np.abs(expected[1]).max() > 0.1  # there is something to compare
     assert error(value, expected[0]) < 1e-5
@@ -309,13 +300,13 @@ def test_value_and_products_are_pytorchs(make):
 
 
 @pytest.mark.slow
-def test_double_precision_is_double(x64):
+def test_double_precision_is_double(x64, fast_compile):
     module, args, options = built(edm)
     args = drawn(jax.tree.map(torch.Tensor.double, args))
     module = module.double()
     v, u = torch.randn(2, *args[0].shape, generator=torch.Generator().manual_seed(2)).double()
     expected = reference(module.eval(), args, options, v, u)
-    run = jax.jit(value_and_products, compiler_options=FAST_COMPILE)
+    run = jax.jit(value_and_products, compiler_options=fast_compile)
     found = run(torch_network(module, args), *here(args), last(v), last(u))
     assert all(a.dtype == np.float64 for a in found)
     assert max(error(a, b) for a, b in zip(found, expected, strict=True)) < 1e-12

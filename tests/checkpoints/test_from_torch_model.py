@@ -17,16 +17,7 @@ from memjax.diffusion.combine import at  # noqa: E402
 from memjax.diffusion.conformance import check_score  # noqa: E402
 from memjax.diffusion.schedule import DiscreteVP, FlowMatching  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
-]
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("bridged")
 
 
 def randomized(module, seed=0):

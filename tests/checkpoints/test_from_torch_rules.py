@@ -15,10 +15,9 @@ from memjax._core.errors import InputError  # noqa: E402
 from memjax.checkpoints._aten import common_dtype  # noqa: E402
 from memjax.checkpoints.torch_bridge import _RULES, torch_network  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.usefixtures("bridged")
 
 SHAPE = (1, 4, 6, 6)
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def _weights(*shape):
@@ -334,7 +333,7 @@ def converted():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_operators_are_pytorchs(x64, converted, name):
+def test_operators_are_pytorchs(x64, converted, name, fast_compile):
     rng = np.random.default_rng(0)
     x, v = rng.normal(size=(2, *SHAPE))
     leaf = torch.tensor(x, requires_grad=True)
@@ -342,7 +341,7 @@ def test_operators_are_pytorchs(x64, converted, name):
     u = rng.normal(size=sum(len(part) for part in parts))
     (pulled,) = torch.autograd.grad(torch.cat(parts), leaf, torch.tensor(u))
 
-    @partial(jax.jit, compiler_options=FAST_COMPILE)
+    @partial(jax.jit, compiler_options=fast_compile)
     def run(network, x, v, u):
         def f(x):
             return network(x, jnp.float64(0.0))

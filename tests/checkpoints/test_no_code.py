@@ -248,23 +248,15 @@ def hostile_files():
 
         return make
 
-    def configured(**options):
+    def edited(part, **given):
+        """Options of the network's "config" or of its "scheduler", some made from the canary."""
+        base = {"config": NETWORK, "scheduler": SCHEDULER}[part]
+
         def make(root, canary):
             values = {
-                name: value(canary) if callable(value) else value for name, value in options.items()
+                name: value(canary) if callable(value) else value for name, value in given.items()
             }
-            single(root, config=NETWORK | values)
-            (root / "evil.py").write_bytes(module(canary))
-            return root
-
-        return make
-
-    def scheduled(**options):
-        def make(root, canary):
-            values = {
-                name: value(canary) if callable(value) else value for name, value in options.items()
-            }
-            single(root, scheduler=SCHEDULER | values)
+            single(root, **{part: base | values})
             (root / "evil.py").write_bytes(module(canary))
             return root
 
@@ -338,9 +330,9 @@ def hostile_files():
         "custom_code": code,
     }
     for name, value in options.items():
-        cases[f"{name} of a network"] = load, configured(**{name: value})
-    cases["a class in two words"] = load, configured(_class_name=["evil", "Evil"])
-    cases["an object to build"] = load, configured(_class_name=None, _target_="evil.Evil")
+        cases[f"{name} of a network"] = load, edited("config", **{name: value})
+    cases["a class in two words"] = load, edited("config", _class_name=["evil", "Evil"])
+    cases["an object to build"] = load, edited("config", _class_name=None, _target_="evil.Evil")
     for name, value in {
         "_class_name": "evil.Evil",
         "beta_schedule": code,
@@ -348,7 +340,7 @@ def hostile_files():
         "trained_betas": code,
         "prediction_type": code,
     }.items():
-        cases[f"{name} of a scheduler"] = load, scheduled(**{name: value})
+        cases[f"{name} of a scheduler"] = load, edited("scheduler", **{name: value})
     for name, value in {
         "_class_name": ["evil", "Evil"],
         "unet": ["evil", "Evil"],

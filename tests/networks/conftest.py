@@ -1,7 +1,5 @@
 """Published networks: their models in PyTorch, where it is installed, and the products of ours."""
 
-import importlib.util
-import warnings
 from pathlib import Path
 
 import jax
@@ -10,17 +8,9 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def torch_models():
+def torch_models(import_with_torch):
     """The module of this name, with torch, diffusers and transformers behind it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what those libraries say while they are imported
-        for name in ("torch", "diffusers", "transformers"):
-            pytest.importorskip(name)
-        path = Path(__file__).with_name("torch_models.py")
-        spec = importlib.util.spec_from_file_location("torch_models", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
+    return import_with_torch(Path(__file__).with_name("torch_models.py"))
 
 
 @pytest.fixture(scope="session")
