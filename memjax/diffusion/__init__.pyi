@@ -15,6 +15,7 @@ from .flow import FlowPath as FlowPath
 from .flow import FlowProfile as FlowProfile
 from .flow import ProbabilityFlow as ProbabilityFlow
 from .flow import probability_flow as probability_flow
+from .implicit import implicit_classifier as implicit_classifier
 from .likelihood import LogLikelihood as LogLikelihood
 from .likelihood import LogLikelihoodRatio as LogLikelihoodRatio
 from .likelihood import bits_per_dim as bits_per_dim
@@ -80,6 +81,7 @@ __all__ = [
     "gap",
     "guided",
     "heun",
+    "implicit_classifier",
     "log_likelihood",
     "log_likelihood_ratio",
     "noise_levels",

@@ -33,6 +33,7 @@ from memjax.training._steps import (
     Progress,
     RawNetwork,
     Recipe,
+    adam,
     advance,
     check_images,
     start,
@@ -78,7 +79,8 @@ def fine_tune(
 
     The result is a plain model: the changes are merged, and a label is an index. So
     ``memjax.sample(model, n, conditions=labels, guidance=w)`` draws from it, and ``memjax.save``
-    takes it if it took ``model``.
+    takes it if it took ``model``. Weights that are trained on samples can lose what the model had
+    stored; ``implicit_classifier`` of the result guides the model itself instead.
 
     Args:
         model: a score of a network, as made by ``train``, ``load`` and ``from_callable``.
@@ -154,7 +156,9 @@ def fine_tune(
     )
     # The program uses up the state's arrays, of which the score holds the learned ones too.
     changes = jax.tree.map(jnp.copy, changes)
-    state = advance(start(changes, recipe), steps, data, seed, family, recipe, progress=progress)
+    state = advance(
+        start(changes, adam(recipe)), steps, data, seed, family, recipe, progress=progress
+    )
     return Model(
         jax.jit(merge_adapters, static_argnames="scale")(score, state.average, scale=family.scale),
         model.event_shape,
