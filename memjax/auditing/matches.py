@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from memjax._core.errors import InputError
-from memjax.auditing.extraction import Extracted, decode_images
+from memjax.auditing.extraction import Extracted
 from memjax.auditing.rows import Progress
+from memjax.auditing.stages import decode_images
 from memjax.diffusion.model import Model
 from memjax.evaluate.distances import CopyResult, find_copies, group_duplicates
 from memjax.evaluate.extraction import (

@@ -27,7 +27,7 @@ _ACROSS = {True: 4, False: 8}
 PER_PAGE = {True: 40, False: 80}
 """Candidates on a page, with training images and without."""
 _BAND_COLORS = (_VERMILLION, _ORANGE, _BLUE, _GREEN, _MUTED)
-_DASHES = ("-", "--", "-.", ":")
+_PAIR = (_MUTED, _VERMILLION)
 
 
 class CandidatePicture(NamedTuple):
@@ -71,6 +71,7 @@ class Curve(NamedTuple):
         value: expected distinct images.
         low: of their interval.
         high: likewise.
+        dashed: curves that are and curves that are not get the same colors, in their order.
     """
 
     label: str
@@ -78,6 +79,7 @@ class Curve(NamedTuple):
     value: Float[np.ndarray, "m"]
     low: Float[np.ndarray, "m"]
     high: Float[np.ndarray, "m"]
+    dashed: bool = False
 
 
 def draw_candidates(candidates: Sequence[CandidatePicture], meaning: str) -> Any:
@@ -134,7 +136,7 @@ def draw_scores(panels: Sequence[ScorePanel], xlabel: str) -> Any:
     """
     names = list(panels[0].scores)
     figure = _figure(0.7 + 2.0 * len(panels))
-    grid = figure.subplots(len(panels), len(names), sharey="col", squeeze=False)
+    grid = figure.subplots(len(panels), len(names), squeeze=False)
     for row, panel in zip(grid, panels, strict=True):
         for axes, name in zip(row, names, strict=True):
             bands = panel.scores[name]
@@ -180,18 +182,22 @@ def draw_curves(curves: Sequence[Curve]) -> Any:
     Returns:
         A matplotlib figure, for ``render``.
     """
-    figure = _figure(3.3)
+    many = len(curves) > 2
+    figure = _figure(3.0 + 0.2 * (len(curves) + 1) // 2)
     axes = figure.add_subplot()
     shades = require("matplotlib", "audit").colormaps["viridis"]
-    few = (_GRAY, _VERMILLION)
-    for k, curve in enumerate(curves):
-        color = few[k] if len(curves) <= 2 else shades(0.92 * k / (len(curves) - 1))
-        axes.fill_between(curve.size, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
-        axes.plot(
-            curve.size, curve.value, color=color, linewidth=1.6,
-            linestyle=_DASHES[k % len(_DASHES)] if len(curves) > 2 else "-",
-            label=drawable(curve.label, 1.8, size=9.0),
-        )  # fmt: skip
+    for dashed in (False, True):
+        family = [curve for curve in curves if curve.dashed == dashed]
+        for k, curve in enumerate(family):
+            color = shades(0.92 * k / max(1, len(family) - 1)) if many else _PAIR[dashed]
+            axes.fill_between(
+                curve.size, curve.low, curve.high, color=color, alpha=0.15, linewidth=0
+            )
+            axes.plot(
+                curve.size, curve.value, color=color, linewidth=1.6,
+                linestyle="--" if dashed and many else "-",
+                label=drawable(curve.label, 1.6, size=9.0),
+            )  # fmt: skip
     ticker = require("matplotlib.ticker", "audit")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -199,5 +205,5 @@ def draw_curves(curves: Sequence[Curve]) -> Any:
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_xlabel("samples (logarithmic)")
     axes.set_ylabel("distinct training images")
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside lower left", ncols=2)
     return figure

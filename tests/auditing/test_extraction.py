@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from memjax._core.errors import InputError
-from memjax.auditing.extraction import Candidates, Extracted, SampleSet, discard, extract
+from memjax.auditing.extraction import Extracted, discard, extract
 from memjax.auditing.matches import band_edges, distinct_images, judge, match
 from memjax.auditing.parts import Parts
+from memjax.auditing.stages import Candidates, SampleSet, Side
 from memjax.densities import Empirical
 from memjax.diffusion import Model, sample
 from memjax.evaluate import find_copies
@@ -177,3 +178,113 @@ def test_samples_that_failed_match_nothing(model, stored):
     assert only.copied.value == 0.25
     assert only.bands[0].failed == 3
     assert only.copies.nearest.tolist() == [2, -1, -1, -1]
+
+
+SIDE = Side(weights=(0.0, 3.0), pool=60, clusters=5, steps=200)
+
+
+@pytest.fixture(scope="module")
+def guided(model):
+    """Both methods together."""
+    return extract(model, method="both", **QUICK, side=SIDE)
+
+
+def test_guidance_changes_only_what_it_guides(model, guided, stored):
+    names = ["weight 0", "weight 3", "weight 0, fixed", "weight 3, fixed"]
+    assert [each.name for each in guided.sets] == names
+    free, pushed, *_ = guided.sets
+    assert np.array_equal(free.label, pushed.label)
+    assert free.products == pushed.products == 40 * 35
+    assert (free.gradients, pushed.gradients) == (0, 40 * 35)
+    assert not np.array_equal(free.samples, pushed.samples)
+    # Few samples of few images: clusters are images, and guided samples are those asked for.
+    nearest = [find_copies(each.samples, stored).nearest for each in (free, pushed)]
+    agree = [
+        np.mean([len(set(near[free.label == c])) == 1 for c in np.unique(free.label)])
+        for near in nearest
+    ]
+    assert agree[1] > agree[0]
+    assert find_copies(guided.candidates.points, stored).is_copy.all()
+    assert sum(guided.facts["cluster_size"]) == 60
+    assert guided.facts["classifier"]["accuracy"][0] > 0.9
+
+
+def test_crowds_are_ranked_without_fixed_points(model, guided, stored):
+    found = extract(model, method="side", **QUICK, side=SIDE)
+    for one, other in zip(found.sets, guided.sets[:2], strict=True):
+        assert one.samples.tobytes() == other.samples.tobytes()
+    facts = found.candidates.facts
+    assert np.all(np.diff(facts["contrast"]) >= 0)
+    assert np.all(facts["weight"] == 3)
+    assert len(facts["hits"]) > 0
+    assert np.all(facts["hits"] > 1)
+    assert find_copies(found.candidates.images, stored).is_copy.all()
+    assert "level" not in found.plan
+    assert "sigma" not in found.facts
+
+
+def test_interrupted_guidance_goes_on_bitwise(model, guided, tmp_path, monkeypatch):
+    write, written = Parts.write, []
+
+    def stop(self, name, arrays):
+        write(self, name, arrays)
+        written.append(name)
+        if len(written) in (3, 5, 6, 7, 10, 12):  # clusters, classifier, samples, fixed points
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parts, "write", stop)
+    for _ in range(6):
+        with pytest.raises(KeyboardInterrupt):
+            extract(model, method="both", **QUICK, side=SIDE, out=tmp_path)
+    again = extract(model, method="both", **QUICK, side=SIDE, out=tmp_path)
+    assert len(written) == len(set(written))  # nothing was computed twice
+    for one, other in zip(again.sets, guided.sets, strict=True):
+        assert one.samples.tobytes() == other.samples.tobytes()
+    assert again.candidates.images.tobytes() == guided.candidates.images.tobytes()
+    assert again.facts == guided.facts
+
+    # A classifier that is not the one that was kept is trained again.
+    weights = tmp_path / "classifier" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    written.clear()
+    monkeypatch.setattr(Parts, "write", write)
+    once_more = extract(model, method="both", **QUICK, side=SIDE, out=tmp_path)
+    assert once_more.facts == guided.facts
+    changed = SIDE._replace(weights=(0.0, 2.0))
+    with pytest.raises(InputError, match="differs in side;"):
+        extract(model, method="both", **QUICK, side=changed, out=tmp_path)
+
+
+def test_features_are_what_is_clustered(model, guided):
+    shapes = []
+
+    def halves(images):
+        shapes.append(images.shape)
+        return images[:, :1]
+
+    side = SIDE._replace(features=halves, weights=(0.0,), steps=1)
+    found = extract(model, method="side", **QUICK, side=side)
+    assert shapes == [(60, *SHAPE), (40, *SHAPE)]
+    assert found.plan["side"]["features"].endswith("halves")
+    assert np.all(found.candidates.facts["weight"] == 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"weights": ()}, "weights"),
+        ({"weights": (1.0, 1.0)}, "different numbers"),
+        ({"weights": (-1.0,)}, "at least 0"),
+        ({"clusters": 1}, "clusters"),
+        ({"pool": 4}, "at least 5"),
+        ({"keep": 0.0}, "keep"),
+        ({"network": "magic"}, "network"),
+        ({"steps": 0}, "steps"),
+        ({"window": (2.0, 1.0)}, "window"),
+        ({"limit": 0.0}, "limit"),
+        ({"features": "magic"}, "features"),
+    ],
+)
+def test_what_side_refuses(model, changed, word):
+    with pytest.raises(InputError, match=word):
+        extract(model, method="side", **QUICK, side=SIDE._replace(**changed))

@@ -70,7 +70,7 @@ def test_every_candidate_is_shown_beside_its_image(nearest, shape):
 
 def test_a_page_is_not_longer_than_it_is_legible():
     for nearest, count in PER_PAGE.items():
-        figure, _ = drawn(draw_candidates, [make(k, nearest) for k in range(count)], "")
+        figure = draw_candidates([make(k, nearest) for k in range(count)], "")
         assert figure.get_size_inches()[1] < 8.5
 
 
@@ -80,22 +80,27 @@ def test_scores_stand_where_they_belong():
     scores = {}
     for name in ("AMS", "UMS"):
         low = rng.uniform(0, 5, (2, 5))
+        low[1, 4] = 90
         scores[name] = {
             band: np.stack([low[k] + 1, low[k], low[k] + 3], axis=1) for k, band in enumerate(bands)
         }
     ticks = ["0", "1", "2", "4", "8"]
-    panels = [ScorePanel("guided", ticks, scores), ScorePanel("fixed points", ticks, scores)]
+    small = {name: {b: v / 50 for b, v in of.items()} for name, of in scores.items()}
+    panels = [ScorePanel("guided", ticks, small), ScorePanel("fixed points", ticks, scores)]
     figure, canvas = drawn(draw_scores, panels, "weight")
     assert len(figure.axes) == 4
-    for axes, name in zip(figure.axes, ("AMS", "UMS") * 2, strict=True):
+    given = [(panel, name) for panel in panels for name in ("AMS", "UMS")]
+    for axes, (panel, name) in zip(figure.axes, given, strict=True):
+        values = panel.scores[name]
         assert axes.get_title(loc="left").startswith(name)
         for bars, band in zip(axes.containers, bands, strict=True):
             line, _, (segments,) = bars
-            np.testing.assert_allclose(line.get_ydata(), scores[name][band][:, 0])
+            np.testing.assert_allclose(line.get_ydata(), values[band][:, 0])
             ends = np.array([segment[:, 1] for segment in segments.get_segments()])
-            np.testing.assert_allclose(ends, scores[name][band][:, 1:])
+            np.testing.assert_allclose(ends, values[band][:, 1:])
         assert [text.get_text() for text in axes.get_xticklabels()] == ticks
         assert axes.get_ylim()[0] == 0
+        assert axes.get_ylim()[1] > max(value.max() for value in values.values())
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == bands
     box = legend.get_window_extent(canvas.get_renderer())
@@ -106,7 +111,10 @@ def test_scores_stand_where_they_belong():
 def test_curves_are_those_given(count):
     size = np.array([1, 4, 16])
     value = [np.array([1.0, 2.0, 3.0]) * (k + 1) for k in range(count)]
-    curves = [Curve(f"set {k}", size, v, v - 0.5, v + 0.5) for k, v in enumerate(value)]
+    curves = [
+        Curve(f"set {k}", size, v, v - 0.5, v + 0.5, dashed=k >= count / 2)
+        for k, v in enumerate(value)
+    ]
     figure, _ = drawn(draw_curves, curves)
     (axes,) = figure.axes
     for line, v, k in zip(axes.lines, value, range(count), strict=True):
