@@ -25,6 +25,8 @@ from memjax.networks import (
     UNet,
     UNet2DConditionModel,
     UNet2DModel,
+    low_rank_adapters,
+    merge_adapters,
 )
 from memjax.training._steps import run
 from memjax.training.loop import train
@@ -247,30 +249,38 @@ def told():
     )
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: linen(ResidualMLP(width=8, num_blocks=1, embedding_width=4)),
-        lambda: linen(ResidualMLP(width=8, num_blocks=1, embedding_width=4, num_conditions=3)),
-        lambda: linen(UNet(channels=(4,), groups=2, embedding_width=4)),
-        lambda: linen(LinenUNet2D((4,), groups=2)),
-        unet2d,
-        lambda: unet2d(3),
-        told,
-    ],
-    ids=["mlp", "mlp with labels", "unet", "linen unet2d", "unet2d", "classes", "vector"],
-)
-def test_the_start_is_the_model_to_the_last_bit(make):
-    """Under every label and none; and a step changes it, differently under the labels."""
-    model = make()
-    score, learned, _ = _labeled(model, 3)
+NETWORKS = {
+    "mlp": lambda: linen(ResidualMLP(width=8, num_blocks=1, embedding_width=4)),
+    "mlp with labels": lambda: linen(
+        ResidualMLP(width=8, num_blocks=1, embedding_width=4, num_conditions=3)
+    ),
+    "unet": lambda: linen(UNet(channels=(4,), groups=2, embedding_width=4)),
+    "linen unet2d": lambda: linen(LinenUNet2D((4,), groups=2)),
+    "unet2d": unet2d,
+    "unet2d with classes": lambda: unet2d(3),
+    "vector": told,
+}
+X = jnp.asarray(np.random.default_rng(1).normal(size=(4, 4, 1)), jnp.float32)
+LABELS = jnp.arange(4, dtype=jnp.int32)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_start_is_the_model_to_the_last_bit(name):
+    """Under every label and none, operation by operation, with the adapters in it."""
+    model = NETWORKS[name]()
+    score, learned, layout = _labeled(model, 3)
     (rows,) = learned.values()
     assert len(rows) == 4
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 4, 1)), jnp.float32)
-    conditions = jnp.arange(4, dtype=jnp.int32)
-    expected = np.asarray(model(x, 0.7))
-    for label in conditions:
-        np.testing.assert_array_equal(score(x, 0.7, label), expected)
+    adapters = low_rank_adapters(score, 2, key=0, kernel_layout=layout)
+    start = merge_adapters(score, adapters | learned, 0.7)
+    expected = np.asarray(model(X, 0.7))
+    for label in LABELS:
+        np.testing.assert_array_equal(start(X, 0.7, label), expected)
+
+
+@pytest.mark.parametrize("name", ["mlp with labels", "unet2d"])
+def test_a_few_steps_tell_labels_apart(name):
+    model = NETWORKS[name]()
     images = np.random.default_rng(2).normal(size=(6, 4, 4, 1)).astype(np.float32)
     tuned = fine_tune(
         model,
@@ -283,11 +293,12 @@ def test_the_start_is_the_model_to_the_last_bit(make):
         learning_rate=0.03,
         ema_decay=0.0,
     )
-    found = np.stack([np.asarray(tuned(x, 0.7, label)) for label in conditions])
+    expected = np.asarray(model(X, 0.7))
+    found = np.stack([np.asarray(tuned(X, 0.7, label)) for label in LABELS])
     assert np.isfinite(found).all()
     assert (np.abs(found - expected[None]).reshape(4, -1).max(1) > 1e-4).all()
     assert np.abs(found[0] - found[1]).max() > 1e-5
-    np.testing.assert_array_equal(tuned(x, 0.7, None), tuned(x, 0.7, jnp.int32(3)))
+    np.testing.assert_array_equal(tuned(X, 0.7, None), tuned(X, 0.7, LABELS[3]))
 
 
 class AsNoise(eqx.Module):
