@@ -97,15 +97,31 @@ class State(NamedTuple):
     average: PyTree
 
 
-def start(weights: PyTree, recipe: Recipe) -> State:
+def start(weights: PyTree, optimizer: optax.GradientTransformation) -> State:
     """The state before the first step.
 
     Donated buffers must not be shared: the average starts at zeros, where its first step
     overwrites it.
     """
     return State(
-        jnp.int32(0), weights, adam(recipe).init(weights), jax.tree.map(jnp.zeros_like, weights)
+        jnp.int32(0), weights, optimizer.init(weights), jax.tree.map(jnp.zeros_like, weights)
     )
+
+
+def descend(
+    state: State, gradient: PyTree, optimizer: optax.GradientTransformation, ema_decay: float
+) -> State:
+    """The state after one more step: the optimizer moves the weights, their average follows."""
+    # optax mixes dtypes: the only place of memjax where that is allowed.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, moments = optimizer.update(gradient, state.optimizer, state.weights)
+        weights = optax.apply_updates(state.weights, updates)
+    # (1 - b) / (1 - b^(i+1)): the average divided by the sum of its weights, as a recursion.
+    decay = jnp.float32(np.log(max(ema_decay, 1e-30)))
+    count = (state.step + 1).astype(jnp.float32)
+    share = jnp.expm1(decay) / jnp.expm1(decay * count)
+    average = jax.tree.map(lambda mean, w: mean + share * (w - mean), state.average, weights)
+    return State(state.step + 1, weights, moments, average)
 
 
 def advance(
@@ -171,16 +187,7 @@ def run(
         loss, gradient = jax.value_and_grad(batch_loss)(
             state.weights, data, step_key, family, recipe
         )
-        # optax mixes dtypes: the only place of memjax where that is allowed.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, optimizer = adam(recipe).update(gradient, state.optimizer)
-            weights = optax.apply_updates(state.weights, updates)
-        # (1 - b) / (1 - b^(i+1)): the average divided by the sum of its weights, as a recursion.
-        decay = jnp.float32(np.log(max(recipe.ema_decay, 1e-30)))
-        count = (index + 1).astype(jnp.float32)
-        share = jnp.expm1(decay) / jnp.expm1(decay * count)
-        average = jax.tree.map(lambda mean, w: mean + share * (w - mean), state.average, weights)
-        return State(index + 1, weights, optimizer, average), total + loss
+        return descend(state, gradient, adam(recipe), recipe.ema_decay), total + loss
 
     return jax.lax.fori_loop(state.step, stop, step, (state, jnp.float32(0)))
 

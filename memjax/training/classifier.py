@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 from memjax._core.checks import check_count, check_positive
 from memjax._core.chunked import chunked_map
@@ -19,7 +19,7 @@ from memjax.diffusion.adapters import LinenNetwork
 from memjax.diffusion.classifier import NoisyClassifier
 from memjax.evaluate.calibration import calibration_error, fit_temperature
 from memjax.networks.classifier import MLPClassifier, ResNetClassifier
-from memjax.training._steps import STEPS_PER_CALL, Progress, check_images
+from memjax.training._steps import STEPS_PER_CALL, Progress, State, check_images, descend, start
 
 _NETWORKS = {"mlp": MLPClassifier, "resnet": ResNetClassifier}
 _NUM_LEVELS = 12
@@ -257,55 +257,35 @@ class _Data(NamedTuple):
     members: Float[Array, "n c"] | None
 
 
-class _State(NamedTuple):
-    """What a step changes: its number, the weights, AdamW's moments, the average of the weights."""
-
-    step: Int[Array, ""]
-    weights: PyTree
-    optimizer: PyTree
-    average: PyTree
-
-
 def _train(weights, data, network, recipe, steps, seed, progress):
     """The average of the weights after all steps."""
-    # Donated buffers must not be shared: the average starts at zeros, where its first step
-    # overwrites it.
-    average = jax.tree.map(jnp.zeros_like, weights)
-    state = _State(jnp.int32(0), weights, _adamw(recipe).init(weights), average)
+    state = start(weights, _adamw(recipe))
     key = derive_key(seed, "step")
-    for start in range(0, steps, STEPS_PER_CALL):
-        stop = min(start + STEPS_PER_CALL, steps)
+    for step in range(0, steps, STEPS_PER_CALL):
+        stop = min(step + STEPS_PER_CALL, steps)
         state, total = _run(state, jnp.int32(stop), data, key, network=network, recipe=recipe)
         if progress is not None:
-            progress(stop, steps, float(total) / (stop - start))
+            progress(stop, steps, float(total) / (stop - step))
     return state.average
 
 
 @partial(jax.jit, static_argnames=("network", "recipe"), donate_argnames="state")
 def _run(
-    state: _State,
+    state: State,
     stop: Int[Array, ""],
     data: _Data,
     key: PRNGKeyArray,
     *,
     network: nn.Module,
     recipe: _Recipe,
-) -> tuple[_State, Float[Array, ""]]:
+) -> tuple[State, Float[Array, ""]]:
     """Steps from ``state.step`` to ``stop``, which is traced, and the sum of their losses."""
 
     def step(index, carry):
         state, total = carry
         step_key = jax.random.fold_in(key, index)
         loss, gradient = jax.value_and_grad(_loss)(state.weights, data, step_key, network, recipe)
-        # optax mixes dtypes.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, optimizer = _adamw(recipe).update(gradient, state.optimizer, state.weights)
-            weights = optax.apply_updates(state.weights, updates)
-        decay = jnp.float32(np.log(max(recipe.ema_decay, 1e-30)))
-        count = (index + 1).astype(jnp.float32)
-        share = jnp.expm1(decay) / jnp.expm1(decay * count)
-        average = jax.tree.map(lambda mean, w: mean + share * (w - mean), state.average, weights)
-        return _State(index + 1, weights, optimizer, average), total + loss
+        return descend(state, gradient, _adamw(recipe), recipe.ema_decay), total + loss
 
     return jax.lax.fori_loop(state.step, stop, step, (state, jnp.float32(0)))
 

@@ -34,6 +34,7 @@ from memjax.training._steps import (
     RawNetwork,
     Recipe,
     State,
+    adam,
     advance,
     check_conditions,
     check_images,
@@ -157,7 +158,7 @@ def train(
     zero = jnp.zeros((), jnp.float32)
     init = jax.jit(lambda key: network.init(key, jnp.zeros(event_shape, jnp.float32), zero))
     weights = init(derive_key(seed, "init"))["params"]
-    state = start(weights, recipe)
+    state = start(weights, adam(recipe))
     store = None
     if checkpoint_dir is not None:
         identity = {

@@ -18,7 +18,7 @@ from memjax._core.errors import CheckpointError, InputError
 from memjax.densities.gaussian import Gaussian
 from memjax.networks.mlp import ResidualMLP
 from memjax.networks.unet import UNet
-from memjax.training._steps import Data, Recipe, batch_loss, run, start
+from memjax.training._steps import Data, Recipe, adam, batch_loss, run, start
 from memjax.training.loop import STATE_FILE, _Trained, train
 
 TINY = ResidualMLP(width=16, num_blocks=1, embedding_width=8)
@@ -69,7 +69,7 @@ def test_the_loss_is_that_of_the_paper():
     data = images(5)
     recipe = Recipe(20_000, 1e-9, 0.0, -1.0, 1.3, 0.0, d)
     weights = {"w": jnp.float32(w)}
-    state = start(weights, recipe)
+    state = start(weights, adam(recipe))
     network = Affine()
     _, loss = run(
         state,
@@ -396,7 +396,7 @@ def test_no_data_or_weight_is_baked_into_the_program():
     )
     weights = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), variables["params"])
     recipe = Recipe(8, 1e-3, 0.999, -1.0, 1.3, 0.1, 0.5)
-    state = start(weights, recipe)
+    state = start(weights, adam(recipe))
     text = run.lower(
         state,
         jnp.int32(5),
