@@ -49,6 +49,7 @@ class Digits(NamedTuple):
 
     Attributes:
         model: the trained one, the data's standard deviation among its leaves.
+        trained: as it came.
         samples: drawn from it.
         images: distinct training images.
         labels: the digit of each.
@@ -57,6 +58,7 @@ class Digits(NamedTuple):
     """
 
     model: Model
+    trained: Model
     samples: np.ndarray
     images: np.ndarray
     labels: np.ndarray
@@ -92,6 +94,7 @@ def train_digits(seed: int, bed: str, steps: int, pool: int) -> Digits:
     )
     return Digits(
         shared,
+        model,
         found.samples,
         images[trained],
         found.bed.labels[trained],

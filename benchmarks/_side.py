@@ -42,6 +42,7 @@ from benchmarks._extraction import (
 from benchmarks._precision import rounded
 from benchmarks.harness import Table
 from memjax.diffusion.combine import classifier_guided
+from memjax.diffusion.implicit import implicit_classifier
 from memjax.evaluate.distances import find_copies
 from memjax.evaluate.extraction import extraction_scores
 from memjax.evaluate.similarity import adaptive_distance_blocks, cosine_blocks
@@ -50,17 +51,19 @@ from memjax.extract.divergence import divergence_difference
 from memjax.extract.guidance import guided_samples
 from memjax.extract.surrogate import assign_labels, surrogate_labels
 from memjax.training.classifier import train_classifier
+from memjax.training.lora import fine_tune
 
 TARGETS = (2.5, 1.35)
 """Multiples of unguided sampling: matched samples, distinct images."""
 CLUSTERS = (100, 200)
 WINDOWS = (None, (0.5, 5.0))
-WEIGHTS = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0)
+WEIGHTS = (1.0, 2.0, 4.0, 8.0, 16.0)
 SWEEP = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 FIXED = (0.075, 50)
 """Noise level and steps of the fixed points, as chosen by ``extraction/wide``."""
 STEPS, BATCH = 4000, 128
 """Of the classifier."""
+ADAPTED = "SIDE by low-rank adapters"
 PROBED = 64
 """Images whose likelihoods are compared."""
 
@@ -102,7 +105,10 @@ def _forwards(bed: Digits, classifier: Any) -> float:
 
 
 def _fit(bed: Digits, images, labels, count, steps, *, noised=True) -> tuple[Any, float, Any]:
-    """The classifier, the products of its training (3 forward passes a step), its report."""
+    """The classifier, its report, and the products that its training took.
+
+    Three forward passes an image; and soft labels, from distances to all images it learns from.
+    """
     trained = train_classifier(
         images,
         labels,
@@ -113,7 +119,8 @@ def _fit(bed: Digits, images, labels, count, steps, *, noised=True) -> tuple[Any
         time_dependent=noised,
         seed=0,
     )
-    cost = 3 * steps * BATCH * _forwards(bed, trained.classifier)
+    soft = len(images) * images[0].size / _size(bed.model) if noised else 0.0
+    cost = steps * BATCH * (3 * _forwards(bed, trained.classifier) + soft)
     return trained.classifier, cost, trained.report
 
 
@@ -127,6 +134,20 @@ def _surrogate(bed: Digits, pool: np.ndarray, clusters: int, steps: int) -> Guid
 def _true_labels(bed: Digits, steps: int, *, noised: bool) -> Guide:
     classifier, cost, report = _fit(bed, bed.images, bed.labels, 10, steps, noised=noised)
     return Guide(classifier, 10, cost, None, report)
+
+
+def _adapted(bed: Digits, pool: np.ndarray, clusters: int, steps: int) -> Guide:
+    """The paper's second route: what a copy of the model, fine-tuned on the labels, tells them by.
+
+    Its weights are the model's and low-rank changes: as many products as the model has.
+    """
+    labels = surrogate_labels(pool, clusters, seed=0)
+    count = len(labels.size)
+    tuned = fine_tune(
+        bed.trained, pool, labels.labels, num_labels=count, steps=steps, batch_size=BATCH, seed=0
+    )
+    cost = 3 * steps * BATCH + len(pool) * PER_SAMPLE
+    return Guide(implicit_classifier(tuned), count, cost, labels.centers)
 
 
 def _draw(bed: Digits, guide: Guide, choice: Choice, count: int) -> tuple[np.ndarray, Any, float]:
@@ -302,6 +323,9 @@ def side(quick: bool, seed: int) -> Table:
             rows += tried
             best = max(best, (max(gain(row) for row in tried), k, choice))
         _, k, choice = best
+        guides = [_adapted(b, b.samples, k, steps // 2) for b in beds]
+        tried, by_rank = _choose(ADAPTED, beds, guides, plain, samples, WINDOWS)
+        rows += tried
         labelled = {}
         for name, noised in (("true labels", True), ("true labels, clean classifier", False)):
             guides = [_true_labels(b, steps, noised=noised) for b in beds]
@@ -341,6 +365,13 @@ def side(quick: bool, seed: int) -> Table:
                 for name, n in (("true labels, clean classifier", False), ("true labels", True))
             },
             "SIDE": (side_drawn, choice),
+            ADAPTED: (
+                guided(
+                    [_adapted(b, x, k, steps // 2) for b, x in zip(beds, pools, strict=True)],
+                    by_rank,
+                ),
+                by_rank,
+            ),
             "SIDE, pool polished": (
                 [(x, c, p + extra) for x, c, p in guided(by_clean, choice)],
                 choice,

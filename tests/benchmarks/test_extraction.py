@@ -37,7 +37,7 @@ def test_multiples_are_geometric_means_with_the_wider_interval(load):
 def test_what_a_pool_gives_away(load):
     shared = load("_extraction")
     images = 5 * np.eye(6, dtype=np.float32).reshape(6, 2, 3, 1)
-    bed = shared.Digits(None, images, images[:3], None, np.array([8, 8, 1]), images[3:])
+    bed = shared.Digits(None, None, images, images[:3], None, np.array([8, 8, 1]), images[3:])
     samples = np.concatenate([images[[0, 0, 0, 1, 3]] + 0.1, np.zeros((3, 2, 3, 1), np.float32)])
     found = shared.give_away(bed, samples)
     assert (found.hits.tolist(), found.pool) == ([3, 1, 0], 8)
@@ -62,7 +62,9 @@ def test_edges_forget_the_tone_and_are_compared_with_held_out_images(load):
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (12, 8, 8, 1)).astype(np.float32)
     np.testing.assert_allclose(side._edges(images + 0.5), side._edges(images), atol=1e-6)
-    digits = load("_extraction").Digits(None, images, images[:6], None, np.full(6, 8), images[6:])
+    digits = load("_extraction").Digits(
+        None, None, images, images[:6], None, np.full(6, 8), images[6:]
+    )
     samples = np.concatenate([0.5 * images[:2] + 0.3, rng.uniform(-1, 1, (2, 8, 8, 1))])
     row = side._by_edges("any", [digits], [samples.astype(np.float32)])
     assert row["matched"] == [0.5]
