@@ -9,10 +9,11 @@ permuted axes, which cost 2 to 500 times a forward convolution inside ``scan``, 
     dx   = convolution of dy, dilated by the stride, with k flipped and its channels exchanged
     dk   = convolution of x by dy, the batch axis taking the part of the input channels
 
-So one bilinear primitive with strides and dilations is closed under transposition in both of its
-arguments, and always lowers to the fast layout; on a CPU without the multiplications by the zeros
-of a dilated image. Being a primitive of JAX rather than a
-``custom_vjp``, it has a jvp, can be linearised, transposed, mapped and differentiated again.
+So one bilinear primitive with strides and dilations, of a kernel as it is or flipped, is closed
+under transposition in both of its arguments, and always lowers to the fast layout; on a CPU
+without the multiplications by the zeros of a dilated image, and with a kernel that is flipped once
+before a loop rather than at every turn. Being a primitive of JAX rather than a ``custom_vjp``, it
+has a jvp, can be linearised, transposed, mapped and differentiated again.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,8 @@ def conv(
 
     Accuracy: that of a matrix product in the dtype of x, without TF32 or bfloat16 passes.
     Cost: jvp and both transposed products take about the time of the forward convolution, in
-    loops as outside. Under ``vmap`` over images, or over kernels at fixed images, it stays one
+    loops as outside; a loop of transposed products keeps a flipped copy of its fixed kernels.
+    Under ``vmap`` over images, or over kernels at fixed images, it stays one
     convolution; over both (an ensemble, gradients per example) it runs one member at a time.
 
     >>> import jax.numpy as jnp
@@ -137,12 +139,12 @@ def _same(size: int, taps: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-# The primitive: x [n, h, w, c], kernel [kh, kw, c, k] -> [n, p, q, k].
+# The primitive: x [n, h, w, c], kernel [kh, kw, c, k] (flipped: [kh, kw, k, c]) -> [n, p, q, k].
 
 conv_p = Primitive("memjax_conv")
 
 
-def _bind(x, kernel, *, stride, padding, x_dilation, kernel_dilation):
+def _bind(x, kernel, *, stride, padding, x_dilation, kernel_dilation, flipped=False):
     padding = tuple((int(low), int(high)) for low, high in padding)
     return conv_p.bind(
         x,
@@ -151,13 +153,19 @@ def _bind(x, kernel, *, stride, padding, x_dilation, kernel_dilation):
         padding=padding,
         x_dilation=x_dilation,
         kernel_dilation=kernel_dilation,
+        flipped=flipped,
     )
 
 
-def _evaluate(x, kernel, *, stride, padding, x_dilation, kernel_dilation):
+def _flip(kernel):
+    """The kernel of the transposed convolution. Its own inverse."""
+    return jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
+
+
+def _evaluate(x, kernel, *, stride, padding, x_dilation, kernel_dilation, flipped=False):
     return jax.lax.conv_general_dilated(
         x,
-        kernel,
+        _flip(kernel) if flipped else kernel,
         window_strides=(stride, stride),
         padding=padding,
         lhs_dilation=(x_dilation, x_dilation),
@@ -165,6 +173,14 @@ def _evaluate(x, kernel, *, stride, padding, x_dilation, kernel_dilation):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=jax.lax.Precision.HIGHEST,
     )
+
+
+def _evaluate_on_cpu(x, kernel, *, flipped, **params):
+    if flipped:
+        # By itself XLA leaves reversals and transpositions in a loop, however fixed the kernel:
+        # a third of a product on two small images. A barrier it moves out, with what it needs.
+        kernel = jax.lax.optimization_barrier(_flip(kernel))
+    return _evaluate_by_phase(x, kernel, **params)
 
 
 def _evaluate_by_phase(x, kernel, *, stride, padding, x_dilation, kernel_dilation):
@@ -232,7 +248,7 @@ def _extent(count: int, step: int) -> int:
     return (count - 1) * step + 1
 
 
-def _transpose_x(dy, x, kernel, *, stride, padding, x_dilation, kernel_dilation):
+def _transpose_x(dy, x, kernel, *, stride, padding, x_dilation, kernel_dilation, flipped):
     def pad(size, taps, count, low):
         taps = _extent(taps, kernel_dilation)
         return taps - 1 - low, _extent(size, x_dilation) + low - _extent(count, stride)
@@ -240,15 +256,16 @@ def _transpose_x(dy, x, kernel, *, stride, padding, x_dilation, kernel_dilation)
     sizes = zip(x.aval.shape[1:3], kernel.shape, dy.shape[1:3], padding, strict=False)
     return _bind(
         dy,
-        jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2),
+        kernel,
         stride=x_dilation,
         padding=[pad(size, taps, count, low) for size, taps, count, (low, _) in sizes],
         x_dilation=stride,
         kernel_dilation=kernel_dilation,
+        flipped=not flipped,
     )
 
 
-def _transpose_kernel(dy, x, kernel, *, stride, padding, x_dilation, kernel_dilation):
+def _transpose_kernel(dy, x, kernel, *, stride, padding, x_dilation, kernel_dilation, flipped):
     def pad(size, taps, count, low):
         taps = _extent(taps, kernel_dilation)
         return low, taps - 1 + _extent(count, stride) - _extent(size, x_dilation) - low
@@ -261,8 +278,8 @@ def _transpose_kernel(dy, x, kernel, *, stride, padding, x_dilation, kernel_dila
         padding=[pad(size, taps, count, low) for size, taps, count, (low, _) in sizes],
         x_dilation=x_dilation,
         kernel_dilation=stride,
-    )
-    return out.transpose(1, 2, 0, 3)
+    ).transpose(1, 2, 0, 3)
+    return _flip(out) if flipped else out
 
 
 def _batch(args, axes, **params):
@@ -273,9 +290,12 @@ def _batch(args, axes, **params):
         out = _bind(x.reshape(-1, *x.shape[2:]), kernel, **params)
         return out.reshape(*x.shape[:2], *out.shape[1:]), 0
     if x_axis is None:
-        kernel = jnp.moveaxis(kernel, kernel_axis, 3)
-        out = _bind(x, kernel.reshape(*kernel.shape[:3], -1), **params)
-        return out.reshape(*out.shape[:3], *kernel.shape[3:]), 3
+        axis = 2 if params["flipped"] else 3  # of the output's channels
+        kernel = jnp.moveaxis(kernel, kernel_axis, axis)
+        members = kernel.shape[axis : axis + 2]
+        merged = kernel.reshape(*kernel.shape[:axis], -1, *kernel.shape[axis + 2 :])
+        out = _bind(x, merged, **params)
+        return out.reshape(*out.shape[:3], *members), 3
     members = jnp.moveaxis(x, x_axis, 0), jnp.moveaxis(kernel, kernel_axis, 0)
     return jax.lax.map(lambda member: _bind(*member, **params), members), 0
 
@@ -284,7 +304,7 @@ conv_p.def_impl(_evaluate)
 conv_p.def_abstract_eval(_abstract)
 mlir.register_lowering(conv_p, mlir.lower_fun(_evaluate, multiple_results=False))
 mlir.register_lowering(
-    conv_p, mlir.lower_fun(_evaluate_by_phase, multiple_results=False), platform="cpu"
+    conv_p, mlir.lower_fun(_evaluate_on_cpu, multiple_results=False), platform="cpu"
 )
 ad.defbilinear(conv_p, _transpose_x, _transpose_kernel)
 batching.primitive_batchers[conv_p] = _batch

@@ -1,6 +1,7 @@
 """The convolution against XLA's own, in value and every derivative, under every transformation."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,37 @@ def test_vmap(axes, stride):
     close(jax.vmap(products, in_axes=axes)(*args), expected)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (None, 2), (3, 4)])
+def test_transposed_product(axes, stride):
+    """J^T u as a function of u and the kernel: values, gradients and J^T^T, mapped over members."""
+    keys = jax.random.split(jax.random.key(2), 3)
+    x = jax.random.normal(keys[0], (6, 6, 2), jnp.float32)
+    us = jax.random.normal(keys[1], (3, -(-6 // stride), -(-6 // stride), 5), jnp.float32)
+    kernels = jax.random.normal(keys[2], (3, 3, 3, 2, 5), jnp.float32)
+
+    def products(f, u, kernel):
+        def pull(u, kernel):
+            return jax.linear_transpose(lambda x: f(x, kernel), x)(u)[0]
+
+        gradient = jax.grad(lambda u, k: (pull(u, k) ** 2).sum(), (0, 1))(u, kernel)
+        twice = jax.linear_transpose(lambda u: pull(u, kernel), u)(x)
+        return pull(u, kernel), gradient, twice
+
+    ours = functools.partial(products, lambda x, k: conv(x, k, stride=stride))
+    theirs = functools.partial(products, lambda x, k: xla(x, k, stride, "SAME"))
+    members = [
+        theirs(us[0 if axes[0] is None else i], kernels[0 if axes[1] is None else i])
+        for i in range(3)
+    ]
+    args = [
+        a[0] if axis is None else jnp.moveaxis(a, 0, axis)
+        for a, axis in zip((us, kernels), axes, strict=True)
+    ]
+    found = jax.jit(jax.vmap(ours, in_axes=axes))(*args)
+    close(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *members))
+
+
 def test_nested_vmap_and_gradient_of_an_ensemble():
     xs, kernels, _, _ = arrays((2, 3, 4, 4, 2), (2, 3, 3, 2, 2), np.float32)
 
@@ -182,6 +214,38 @@ def test_products_in_a_loop():
         w = jacobian @ w + jacobian.T @ w
         w = w / np.linalg.norm(w)
     np.testing.assert_allclose(iterate(x, kernel, v).reshape(-1), w, atol=1e-5)
+
+
+def called_from(text, name):
+    """The computations of a program in HLO that one of them calls, itself included."""
+    blocks = dict(re.findall(r"^(?:ENTRY )?(%[\w.-]+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
+    found, queue = {}, [name]
+    while queue:
+        name = queue.pop()
+        if name in blocks and name not in found:
+            found[name] = blocks[name]
+            queue += re.findall(r"%[\w.-]+", blocks[name])
+    return found
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere left to XLA")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_kernels_are_flipped_before_the_loop(stride):
+    """Once, not at every product: twenty times a network's weights are what that costs."""
+    x, kernel, v, _ = arrays((1, 6, 6, 3), (3, 3, 3, 3), np.float32)
+
+    @jax.jit
+    def iterate(x, kernel, v):
+        _, tangent_map = jax.linearize(lambda x: jnp.tanh(conv(x, kernel, stride=stride)), x)
+        transposed = jax.linear_transpose(tangent_map, x)
+        return jax.lax.fori_loop(0, 4, lambda _, v: transposed(tangent_map(v))[0], v)
+
+    text = iterate.lower(x, kernel, v).compile().as_text()
+    (body,) = re.findall(r"body=(%[\w.-]+)", text)
+    inside = called_from(text, body).values()
+    assert any(" convolution(" in block or " dot(" in block for block in inside)
+    assert " reverse(" in text
+    assert not any(" reverse(" in block for block in inside)
 
 
 def test_every_product_lowers_to_channels_last():
