@@ -313,7 +313,7 @@ def _copies(result: Result) -> tuple[list[dict[str, Any]], dict[str, str]]:
             "samples": of.name,
             "copied": _interval(matches.copied),
             "distinct": _interval(matches.distinct, 1.0, 0),
-            "heldout": _interval(matches.heldout, digits=2),
+            "heldout": _interval(matches.heldout),
             "products": of.products // len(of.samples),
         }
         for of, matches in zip(result.found.sets, result.judged.sets, strict=True)
@@ -342,7 +342,7 @@ def _bands(result: Result, most: int | None = None) -> tuple[list[dict[str, Any]
         for band in matches.bands[:most]
     ]
     titles = {"samples": "samples", "band": "distance", "ams": "AMS", "ums": "UMS"}
-    return rows, titles | {"best": "UMS, nearest only"}
+    return rows, titles | {"best": "nearest only"}
 
 
 def show(folder: Path, result: Result) -> None:

@@ -9,6 +9,7 @@ import memjax.auditing.extraction as extraction
 import memjax.cli.app as app
 from memjax.auditing.parts import Parts
 from memjax.checkpoints import load
+from memjax.checkpoints.classifier import load_classifier
 from memjax.data.testbeds import graded
 from memjax.evaluate import find_copies
 from memjax.training.testbeds import GradedTestbed
@@ -135,6 +136,36 @@ def test_an_interrupted_command_goes_on(memjax, plain, images, tmp_path, monkeyp
     assert list(whole.values()) == list(found.values())
 
 
+def test_guided_samples(memjax, plain, images, tmp_path, read_rows):
+    out = tmp_path / "out"
+    command = ["extract", plain, "--data", images, "--out", out, "--method", "both", *QUICK]
+    command += ["--weights", "0,2.5", "--pool", 20, "--clusters", 3, "--training", 30]
+    status, shown, _ = memjax(*command, "--cohesion", -1, "--window", 0.5, 5)
+    assert status == app.COMPLETED
+    assert "beside these: 700 network products for the pool, and 30 steps" in shown
+    assert load_classifier(out / "classifier").num_classes == 3
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["plan"]["side"]["window"] == [0.5, 5.0]
+    scores = read_rows(out / "scores.csv")
+    names = ["weight 0", "weight 2.5", "weight 0, fixed", "weight 2.5, fixed"]
+    assert [row["samples"] for row in scores] == [name for name in names for _ in range(3)]
+    assert [row["weight"] for row in scores[::3]] == ["0", "2.5", "0", "2.5"]
+    assert [row["fixed"] for row in scores[::3]] == ["false", "false", "true", "true"]
+    samples = arrays(out / "samples.npz")
+    assert np.array_equal(samples["weight_0.cluster"], samples["weight_2.5_fixed.cluster"])
+    page = (out / "report.html").read_text()
+    for words in ("fixed points from guided samples", "3 of 3, from 20", "0.5 to 5 standard"):
+        assert words in page
+    for name, values in arrays(out / "candidates.npz").items():
+        assert name == "settings" or len(values) == 1
+
+    # Alone, with nothing that crowds together: fewer neighbors than it takes.
+    command[command.index("both")] = "side"
+    del command[command.index("--level") : command.index("--level") + 2]
+    assert memjax(*command, "--cohesion", -1, "--samples", 1)[0] == app.COMPLETED
+    assert (out / "table.csv").read_text() == "rank,hits,weight,cluster,contrast,radius\n"
+
+
 def test_digits_have_a_truth(memjax, make_model, monkeypatch, tmp_path, read_rows):
     """The test bed's own door, without its training: a model that stores nothing."""
     model = load(make_model(shape=(8, 8, 1)))
@@ -171,6 +202,12 @@ def test_digits_have_a_truth(memjax, make_model, monkeypatch, tmp_path, read_row
         (["MODEL", "--bands", "1,x"], "--bands"),
         (["MODEL", "--bands", "1,0.5"], "ascending"),
         (["MODEL", "--distance", "l2"], "bands"),
+        (["MODEL", "--weights", "0,1"], "--weights: not used by --method fixed-points"),
+        (["MODEL", "--method", "side", "--level", "1"], "--level: not used by --method side"),
+        (["MODEL", "--method", "side", "--weights", "0,-1"], "numbers from 0 up"),
+        (["MODEL", "--method", "side", "--weights", "1,1"], "different numbers"),
+        (["MODEL", "--method", "side", "--pool", "5"], "at least 100 (clusters)"),
+        (["MODEL", "--method", "both", "--window", "2", "1"], "low < high"),
         (["digits", "--data", "SMALL"], "brings its own"),
     ],
 )
