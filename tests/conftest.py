@@ -15,8 +15,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_configure(config):
-    """Keep trained test beds beside the other test caches, not in the user's own."""
+    """Keep trained test beds beside the other test caches; share programs with no child."""
     os.environ.setdefault("MEMJAX_CACHE_DIR", str(config.cache.mkdir("memjax")))
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        # Processes that tests start compile for themselves, whatever this one shares: that they
+        # compute the same bits, or survive being killed, must not hang on a stored program.
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 @pytest.fixture
