@@ -5,7 +5,8 @@ product of both multiples of unguided sampling, and scored on seeds 4-6, at 2,04
 Clusters are k-means of 4,096 unguided samples in pixels. Beside SIDE stand the paper's baselines
 (unguided; guidance by true labels and a classifier trained on clean images alone), the control it
 lacks (clusters drawn uniformly, no guidance), true labels with a classifier of noised images, SIDE
-with its pool or its samples polished, SIDE by low-rank adapters, and denoiser fixed points, also
+with its pool or its samples polished, SIDE by low-rank adapters and by the pool's exact posterior
+(ours: nothing is trained), and denoiser fixed points, also
 at as many network products as SIDE takes with everything counted: samples to cluster, training,
 sampling. An independent descriptor (the edges of the picture) scores what pixels clustered.
 """
@@ -49,7 +50,7 @@ from memjax.evaluate.similarity import adaptive_distance_blocks, cosine_blocks
 from memjax.extract.candidates import rank_by_density
 from memjax.extract.divergence import divergence_difference
 from memjax.extract.guidance import guided_samples
-from memjax.extract.surrogate import assign_labels, surrogate_labels
+from memjax.extract.surrogate import assign_labels, posterior_classifier, surrogate_labels
 from memjax.training.classifier import train_classifier
 from memjax.training.lora import fine_tune
 
@@ -57,13 +58,14 @@ TARGETS = (2.5, 1.35)
 """Multiples of unguided sampling: matched samples, distinct images."""
 CLUSTERS = (100, 200)
 WINDOWS = (None, (0.5, 5.0))
-WEIGHTS = (1.0, 2.0, 4.0, 8.0, 16.0)
+WEIGHTS = (2.0, 4.0, 8.0, 16.0)
 SWEEP = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 FIXED = (0.075, 50)
 """Noise level and steps of the fixed points, as chosen by ``extraction/wide``."""
 STEPS, BATCH = 4000, 128
 """Of the classifier."""
 ADAPTED = "SIDE by low-rank adapters"
+CLOSED = "SIDE in closed form"
 PROBED = 64
 """Images whose likelihoods are compared."""
 
@@ -134,6 +136,14 @@ def _surrogate(bed: Digits, pool: np.ndarray, clusters: int, steps: int) -> Guid
 def _true_labels(bed: Digits, steps: int, *, noised: bool) -> Guide:
     classifier, cost, report = _fit(bed, bed.images, bed.labels, 10, steps, noised=noised)
     return Guide(classifier, 10, cost, None, report)
+
+
+def _closed(bed: Digits, pool: np.ndarray, clusters: int) -> Guide:
+    """Without training: the exact posterior of the clusters under the pool itself."""
+    labels = surrogate_labels(pool, clusters, seed=0)
+    density = posterior_classifier(pool, labels.labels)
+    cost = len(pool) * PER_SAMPLE
+    return Guide(density.log_class_prob, len(labels.size), cost, labels.centers)
 
 
 def _adapted(bed: Digits, pool: np.ndarray, clusters: int, steps: int) -> Guide:
@@ -323,8 +333,11 @@ def side(quick: bool, seed: int) -> Table:
             rows += tried
             best = max(best, (max(gain(row) for row in tried), k, choice))
         _, k, choice = best
-        guides = [_adapted(b, b.samples, k, steps // 2) for b in beds]
-        tried, by_rank = _choose(ADAPTED, beds, guides, plain, samples, WINDOWS)
+        guides = [_adapted(b, b.samples, k, steps) for b in beds]
+        tried, by_rank = _choose(ADAPTED, beds, guides, plain, samples, WINDOWS[1:])
+        rows += tried
+        guides = [_closed(b, b.samples, k) for b in beds]
+        tried, in_closed_form = _choose(CLOSED, beds, guides, plain, samples, WINDOWS[1:])
         rows += tried
         labelled = {}
         for name, noised in (("true labels", True), ("true labels, clean classifier", False)):
@@ -365,10 +378,15 @@ def side(quick: bool, seed: int) -> Table:
                 for name, n in (("true labels, clean classifier", False), ("true labels", True))
             },
             "SIDE": (side_drawn, choice),
+            CLOSED: (
+                guided(
+                    [_closed(b, x, k) for b, x in zip(beds, pools, strict=True)], in_closed_form
+                ),
+                in_closed_form,
+            ),
             ADAPTED: (
                 guided(
-                    [_adapted(b, x, k, steps // 2) for b, x in zip(beds, pools, strict=True)],
-                    by_rank,
+                    [_adapted(b, x, k, steps) for b, x in zip(beds, pools, strict=True)], by_rank
                 ),
                 by_rank,
             ),

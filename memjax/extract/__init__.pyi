@@ -1,5 +1,6 @@
 from .attractors import Attractors as Attractors
 from .attractors import find_attractors as find_attractors
+from .attractors import rank_attractors as rank_attractors
 from .candidates import Candidates as Candidates
 from .candidates import rank_by_density as rank_by_density
 from .divergence import DivergenceDifference as DivergenceDifference
@@ -13,6 +14,7 @@ from .guidance import GuidedSamples as GuidedSamples
 from .guidance import guided_samples as guided_samples
 from .surrogate import SurrogateLabels as SurrogateLabels
 from .surrogate import assign_labels as assign_labels
+from .surrogate import posterior_classifier as posterior_classifier
 from .surrogate import surrogate_labels as surrogate_labels
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "guided_samples",
     "measure_stability",
     "polish",
+    "posterior_classifier",
+    "rank_attractors",
     "rank_by_density",
     "surrogate_labels",
 ]

@@ -1,10 +1,12 @@
 """Surrogate labels: clusters of samples, loose ones dropped, every sample labelled."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from memjax._core.errors import InputError
-from memjax.extract import assign_labels, surrogate_labels
+from memjax.extract import assign_labels, posterior_classifier, surrogate_labels
 
 DIRECTIONS = np.array([[8.0, 0.0, 0.0], [0.0, 8.0, 0.0], [0.0, 0.0, 8.0]])
 SPREAD = (0.2, 0.8, 4.0)
@@ -80,3 +82,31 @@ def test_the_same_seed_gives_the_same_labels():
 def test_refused(features, change, message):
     with pytest.raises(InputError, match=message):
         surrogate_labels(features[0], **{"num_clusters": 3, **change})
+
+
+def test_the_posterior_of_a_pool_by_bayes_rule(x64):
+    rng = np.random.default_rng(3)
+    pool, labels = rng.standard_normal((40, 2, 3)), rng.integers(-1, 4, 40)
+    density = posterior_classifier(pool, labels)
+    x, sigma = jnp.asarray(rng.standard_normal((2, 3))), 0.8
+    used = labels >= 0
+    density_at = np.exp(-((pool - np.asarray(x)) ** 2).sum(axis=(1, 2)) / (2 * sigma**2))
+    for label in range(4):
+        share = density_at[labels == label].sum() / density_at[used].sum()
+        np.testing.assert_allclose(
+            density.log_class_prob(x, sigma, label), np.log(share), rtol=1e-9
+        )
+    mean = [
+        (density_at[rows, None, None] * pool[rows]).sum(axis=0) / density_at[rows].sum()
+        for rows in (labels == 2, used)
+    ]
+    slope = jax.grad(density.log_class_prob)(x, jnp.asarray(sigma), jnp.int32(2))
+    np.testing.assert_allclose(slope, (mean[0] - mean[1]) / sigma**2, rtol=1e-9)
+
+
+def test_posterior_refused():
+    pool = np.zeros((3, 2))
+    with pytest.raises(InputError, match="labels: expected 3, one a sample, got 2"):
+        posterior_classifier(pool, np.zeros(2, int))
+    with pytest.raises(InputError, match="labels: expected one of at least 0"):
+        posterior_classifier(pool, np.full(3, -1))
