@@ -310,7 +310,7 @@ def _copies(result: Result) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Copies among every set of samples: rows, and the titles of their columns."""
     rows = [
         {
-            "samples": of.name,
+            "samples": _short(of),
             "copied": _interval(matches.copied),
             "distinct": _interval(matches.distinct, 1.0, 0),
             "heldout": _interval(matches.heldout),
@@ -318,7 +318,7 @@ def _copies(result: Result) -> tuple[list[dict[str, Any]], dict[str, str]]:
         }
         for of, matches in zip(result.found.sets, result.judged.sets, strict=True)
     ]
-    titles = {"samples": "samples", "copied": "% copies", "distinct": "images"}
+    titles = {"samples": _kind(result), "copied": "% copies", "distinct": "images"}
     if result.given["heldout"] is not None:
         titles["heldout"] = "% held out"
     return rows, titles | {"products": "products"}
@@ -328,11 +328,21 @@ def _guided(result: Result) -> bool:
     return any(of.weight is not None for of in result.found.sets)
 
 
+def _kind(result: Result) -> str:
+    """What sets of samples differ in."""
+    return "weight" if _guided(result) else "samples"
+
+
+def _short(of: Any) -> str:
+    """A set of samples, under that title."""
+    return of.name.removeprefix("weight ")
+
+
 def _bands(result: Result, most: int | None = None) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """AMS and UMS of every set of samples in the nearest bands: rows, and their titles."""
     rows = [
         {
-            "samples": of.name,
+            "samples": _short(of),
             "band": f"{band.band[0]:g} to {band.band[1]:g}",
             "ams": _interval(band.ams),
             "ums": _interval(band.ums),
@@ -341,7 +351,7 @@ def _bands(result: Result, most: int | None = None) -> tuple[list[dict[str, Any]
         for of, matches in zip(result.found.sets, result.judged.sets, strict=True)
         for band in matches.bands[:most]
     ]
-    titles = {"samples": "samples", "band": "distance", "ams": "AMS", "ums": "UMS"}
+    titles = {"samples": _kind(result), "band": "distance", "ams": "AMS", "ums": "UMS"}
     return rows, titles | {"best": "nearest only"}
 
 
