@@ -136,15 +136,16 @@ def _guide(work: Stages, side: Side, num_samples: int) -> tuple[list[SampleSet],
     pool = work.draw("pool", side.pool)
     work.scale(pool)
     clusters = work.cluster(pool, side)
-    trained = work.train(pool, clusters, side)
+    log_prob, report = work.classify(pool, clusters, side)
     sets = [
-        work.guide(f"guided-{k}", side, trained, len(clusters.size), weight, num_samples)
+        work.guide(f"guided-{k}", side, log_prob, len(clusters.size), weight, num_samples)
         for k, weight in enumerate(side.weights)
     ]
     names = ("size", "cohesion", "dropped_size", "dropped_cohesion")
     facts: dict[str, Any] = {f"cluster_{n}": getattr(clusters, n).tolist() for n in names}
-    measured = {name: values.tolist() for name, values in trained.report._asdict().items()}
-    return sets, facts | {"classifier": measured, "pool_products": EVALUATIONS * side.pool}
+    if report is not None:
+        facts["classifier"] = {name: of.tolist() for name, of in report._asdict().items()}
+    return sets, facts | {"pool_products": EVALUATIONS * side.pool}
 
 
 def _crowds(work: Stages, side: Side, sets: Sequence[SampleSet]) -> Candidates:

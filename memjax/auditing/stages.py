@@ -21,9 +21,14 @@ from memjax.diffusion.sampling import decode_samples, sample, widest_dtype
 from memjax.extract.attractors import rank_attractors
 from memjax.extract.fixed_points import DENSE_SIZE, FixedPoints, find_fixed_points
 from memjax.extract.guidance import guided_samples
-from memjax.extract.surrogate import SurrogateLabels, surrogate_labels
+from memjax.extract.surrogate import (
+    SurrogateLabels,
+    posterior_classifier,
+    surrogate_labels,
+)
 from memjax.training.classifier import ClassifierReport, TrainedClassifier, train_classifier
 
+CLASSIFIERS = ("mlp", "resnet", "posterior")
 CLASSIFIER = "classifier"
 """Folder beside the results that holds SIDE's classifier."""
 _CHUNKS = 8
@@ -41,8 +46,9 @@ class Side(NamedTuple):
         keep: share of the clusters that is kept at most.
         features: what is clustered: ``"pixels"``, ``"latents"`` (samples in the space of the
             score), or a function of images [n, ...] that gives rows of numbers.
-        network: of the classifier, ``"mlp"`` or ``"resnet"``; ``None`` for ``"mlp"`` up to
-            ``DENSE_SIZE`` numbers a sample.
+        classifier: its network, ``"mlp"`` or ``"resnet"``, or ``"posterior"`` for the exact
+            classifier of the pool, which needs no training; ``None`` for ``"mlp"`` up to
+            ``DENSE_SIZE`` numbers a sample, else ``"resnet"``.
         steps: of its training.
         window: noise levels between which samples are guided, in standard deviations of the data.
         limit: bound of the push relative to the score.
@@ -55,7 +61,7 @@ class Side(NamedTuple):
     min_cohesion: float = 0.5
     keep: float = 1.0
     features: str | Callable[[np.ndarray], np.ndarray] = "pixels"
-    network: str | None = None
+    classifier: str | None = None
     steps: int = 4000
     window: tuple[float, float] | None = None
     limit: float | None = None
@@ -76,8 +82,9 @@ class Side(NamedTuple):
             raise InputError(f"pool: expected at least {self.clusters} (clusters), got {self.pool}")
         if not 0 < self.keep <= 1:
             raise InputError(f"keep: expected 0 < keep <= 1, got {self.keep}")
-        if self.network not in (None, "mlp", "resnet"):
-            raise InputError(f"network: expected 'mlp' or 'resnet', got {self.network!r}")
+        if self.classifier not in (None, *CLASSIFIERS):
+            names = ", ".join(CLASSIFIERS)
+            raise InputError(f"classifier: expected one of {names}, got {self.classifier!r}")
         check_count("steps", self.steps, 1)
         if window is not None and not 0 <= window[0] < window[1]:
             raise InputError(f"window: expected 0 <= low < high, got {window[0]:g}, {window[1]:g}")
@@ -187,7 +194,15 @@ class Stages:
         images = self.decode(samples)
         return np.asarray(side.features(images)) if callable(side.features) else images
 
-    def train(
+    def classify(
+        self, pool: Float[np.ndarray, "n ..."], clusters: SurrogateLabels, side: Side
+    ) -> tuple[Callable[..., Array], ClassifierReport | None]:
+        """Log p(c | x, sigma), and how good it is where it was trained."""
+        if side.classifier == "posterior":
+            return posterior_classifier(pool, clusters.labels).log_class_prob, None
+        return self._train(pool, clusters, side)
+
+    def _train(
         self, pool: Float[np.ndarray, "n ..."], clusters: SurrogateLabels, side: Side
     ) -> TrainedClassifier:
         """The classifier of noised samples, trained on the pool or read from the folder."""
@@ -206,7 +221,7 @@ class Stages:
         found = train_classifier(
             pool[usable],
             clusters.labels[usable],
-            network=side.network or ("mlp" if size <= DENSE_SIZE else "resnet"),  # type: ignore[arg-type]
+            network=side.classifier or ("mlp" if size <= DENSE_SIZE else "resnet"),  # type: ignore[arg-type]
             num_classes=len(clusters.size),
             steps=side.steps,
             data_std=self.model.data_std,
@@ -223,7 +238,7 @@ class Stages:
         self,
         stage: str,
         side: Side,
-        trained: TrainedClassifier,
+        log_prob: Callable[..., Array],
         num_clusters: int,
         weight: float,
         n: int,
@@ -236,7 +251,7 @@ class Stages:
         def block(rows: slice, report: Callable[[int, int], None]) -> dict[str, Any]:
             found = guided_samples(
                 self.model,
-                trained.classifier,
+                log_prob,
                 rows.stop - rows.start,
                 weight,
                 num_clusters=num_clusters,

@@ -268,16 +268,18 @@ def _page(
 def _side_facts(side: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
     """What the page says of clusters and classifier."""
     kept, dropped = len(settings["cluster_size"]), len(settings["cluster_dropped_size"])
-    measured = settings["classifier"]
-    spread = measured["accuracy"]
     window = side["window"]
+    classifier = "exact posterior of the pool"
+    if "classifier" in settings:
+        sigmas, spread = (settings["classifier"][name] for name in ("sigmas", "accuracy"))
+        classifier = f"accuracy {spread[0]:.1%} at sigma {sigmas[0]:.2g}, "
+        classifier += f"{spread[-1]:.1%} at {sigmas[-1]:.2g}"
     return {
         "clusters": f"{kept} of {kept + dropped}, from {side['pool']:,} samples "
         f"({settings['pool_products']:,} network products)",
         "mean cosine to the center": f"{settings['cluster_cohesion'][-1]:.2f} to "
         f"{settings['cluster_cohesion'][0]:.2f}",
-        "accuracy of the classifier": f"{spread[0]:.1%} at sigma {measured['sigmas'][0]:.2g}, "
-        f"{spread[-1]:.1%} at {measured['sigmas'][-1]:.2g}",
+        "classifier": classifier,
         "guided": "at all noise levels"
         if window is None
         else f"from {window[0]:g} to {window[1]:g} standard deviations of the data",
@@ -370,9 +372,10 @@ def show(folder: Path, result: Result) -> None:
         text_table(BANDS_TITLE, *_bands(result, 1))
         _show_truth(result)
     if "side" in plan:
+        steps = plan["side"]["steps"] if "classifier" in settings else 0
         console.print(
             f"beside these: {settings['pool_products']:,} network products for the pool, and "
-            f"{plan['side']['steps']:,} steps of the classifier",
+            f"{steps:,} steps of the classifier",
             soft_wrap=True,
         )
     for what, path in (

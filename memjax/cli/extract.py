@@ -12,8 +12,10 @@ from memjax.cli.app import COMPLETED, INCOMPLETE, cli, messages
 from memjax.cli.conditions import image_shape, load_model
 from memjax.cli.progress import progress_bar
 
-SIDE_ONLY = ("weights", "pool", "clusters", "cohesion", "keep", "features", "network", "training",
-             "window", "limit", "normalize")  # fmt: skip
+SIDE_ONLY = (
+    "weights", "pool", "clusters", "cohesion", "keep", "features", "classifier", "training",
+    "window", "limit", "normalize",
+)  # fmt: skip
 
 
 @cli.command()
@@ -97,9 +99,10 @@ SIDE_ONLY = ("weights", "pool", "clusters", "cohesion", "keep", "features", "net
     help="What is clustered; latents are the model's own numbers.",
 )
 @click.option(
-    "--network",
-    type=click.Choice(["mlp", "resnet"]),
-    help="Of the classifier [default: mlp up to 256 numbers a sample, else resnet].",
+    "--classifier",
+    type=click.Choice(["mlp", "resnet", "posterior"]),
+    help="Of noised samples: a network that is trained [default: mlp up to 256 numbers a sample, "
+    "else resnet], or the pool's exact posterior, for a --window above its samples' distances.",
 )
 @click.option(
     "--training",
@@ -157,7 +160,7 @@ def extract(
     cohesion: float,
     keep: float,
     features: str,
-    network: str | None,
+    classifier: str | None,
     training: int,
     window: tuple[float, float] | None,
     limit: float | None,
@@ -198,7 +201,7 @@ def extract(
         min_cohesion=cohesion,
         keep=keep,
         features=features,
-        network=network,
+        classifier=classifier,
         steps=training,
         window=window,
         limit=limit,

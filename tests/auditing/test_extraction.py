@@ -269,6 +269,20 @@ def test_features_are_what_is_clustered(model, guided):
     assert np.all(found.candidates.facts["weight"] == 0)
 
 
+def test_the_exact_posterior_needs_no_training(model, guided, tmp_path, stored):
+    side = SIDE._replace(classifier="posterior", weights=(3.0,), window=(0.2, 20.0))
+    found = extract(model, method="side", **QUICK, side=side, out=tmp_path)
+    assert not (tmp_path / "classifier").exists()
+    assert "classifier" not in found.facts
+    (pushed,) = found.sets
+    label = np.asarray(pushed.label)
+    assert np.array_equal(label, guided.sets[1].label)
+    assert 0 < pushed.gradients < 40 * 35  # in the window only
+    # Clusters of an empirical density are its images: everybody gets the one that was asked for.
+    nearest = find_copies(pushed.samples, stored).nearest
+    assert all(len(set(nearest[label == c])) <= 2 for c in range(5))
+
+
 @pytest.mark.parametrize(
     ("changed", "word"),
     [
@@ -278,7 +292,7 @@ def test_features_are_what_is_clustered(model, guided):
         ({"clusters": 1}, "clusters"),
         ({"pool": 4}, "at least 5"),
         ({"keep": 0.0}, "keep"),
-        ({"network": "magic"}, "network"),
+        ({"classifier": "magic"}, "classifier"),
         ({"steps": 0}, "steps"),
         ({"window": (2.0, 1.0)}, "window"),
         ({"limit": 0.0}, "limit"),
