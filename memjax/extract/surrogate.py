@@ -146,7 +146,7 @@ def posterior_classifier(
     >>> import numpy as np
     >>> pool = np.array([[-1.0], [1.0], [1.2]], np.float32)
     >>> density = posterior_classifier(pool, np.array([0, 1, 1]))
-    >>> density.log_class_prob(jnp.ones(1), 0.5, 1).round(4).tolist()
+    >>> round(float(density.log_class_prob(jnp.ones(1), 0.5, 1)), 4)
     -0.0002
     """
     if len(labels) != len(samples):
