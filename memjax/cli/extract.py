@@ -184,7 +184,8 @@ def extract(
     (d1/d2 < 1/3), AMS and UMS are counted.
 
     Writes candidates.npz, samples.npz, table.csv, figures/*.png, settings.json and report.html
-    into --out, and scores.csv with --data. Interrupted? The same command goes on where it stopped.
+    into --out; scores.csv with --data, and SIDE's classifier. Interrupted? The same command goes on
+    where it stopped.
 
     Exit status: 0 completed, 2 bad usage or input, 4 incomplete.
     """

@@ -70,7 +70,9 @@ def test_every_candidate_is_shown_beside_its_image(nearest, shape):
 
 def test_a_page_is_not_longer_than_it_is_legible():
     for nearest, count in PER_PAGE.items():
-        figure = draw_candidates([make(k, nearest) for k in range(count)], "")
+        label = "#160 \u00d72048"
+        figure = draw_candidates([make(k, nearest, label=label) for k in range(count)], "")
+        assert {text.get_text() for text in figure.texts} == {label}
         assert figure.get_size_inches()[1] < 8.5
 
 
