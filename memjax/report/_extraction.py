@@ -104,7 +104,7 @@ def draw_candidates(candidates: Sequence[CandidatePicture], meaning: str) -> Any
     for k, each in enumerate(candidates):
         left, top = _EDGE + k % across * cell, height - k // across * pitch
         figure.text(
-            left / _WIDTH, (top - 0.16) / height, drawable(each.label, cell - 0.08, size=8.0),
+            left / _WIDTH, (top - 0.16) / height, drawable(each.label, cell - 0.03, size=8.0),
             fontsize=8.0, color=_VERMILLION if each.marked else _INK,
         )  # fmt: skip
         size = (tile / _WIDTH, (pitch - _LINE - _GAP) / height)
