@@ -24,7 +24,7 @@ from memjax.report._maps import _frame, _picture
 
 _EDGE, _GAP, _LINE = 0.08, 0.05, 0.2
 _ACROSS = {True: 4, False: 6}
-PER_PAGE = {True: 40, False: 60}
+PER_PAGE = {True: 40, False: 48}
 """Candidates on a page, with training images and without."""
 _BAND_COLORS = (_VERMILLION, _ORANGE, _BLUE, _GREEN, _MUTED)
 _PAIR = (_MUTED, _VERMILLION)
