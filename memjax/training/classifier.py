@@ -160,7 +160,8 @@ def train_classifier(
 
     Raises:
         InputError: images not finite or not float32, labels that do not fit, an unknown network
-            or one with other logits, or a number out of range.
+            or one with other logits, a number out of range, or images of another size than
+            ``data_std``, on which the training diverged.
 
     Cost: about 3 forward evaluations of a batch per step, and the soft labels (about 4 ms in all
     on one CPU core for 100 classes of 8 x 8 digits). Memory: the images, five copies of the
@@ -230,6 +231,11 @@ def train_classifier(
         sigmas=np.geomspace(*recipe.sigma_range, _NUM_LEVELS),
         time_dependent=time_dependent,
     )
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(classifier.network)):
+        raise InputError(
+            f"images: expected numbers of the size of data_std = {data_std:.3g}, found up to "
+            f"{np.abs(images[rows]).max():.3g}: the training diverged"
+        )
     return _measured(classifier, images[held], labels[held], calibrate, seed)
 
 

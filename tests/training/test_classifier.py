@@ -195,6 +195,13 @@ def test_images_without_a_label_are_as_if_not_there():
     assert np.isfinite(found.report.loss).all()
 
 
+def test_a_training_that_diverges_says_so():
+    images, labels = blobs()
+    images[0] = 1e20  # as an iteration that diverges may leave behind
+    with pytest.raises(InputError, match=r"of data_std = 1, found up to 1e\+20: the training div"):
+        train_classifier(images, labels, **FAST, data_std=1.0)
+
+
 def test_report_and_temperatures():
     images, labels = blobs(300)
     steps = []
