@@ -15,8 +15,11 @@ side, of Student's t over the three seeds' logarithms and of the error of sampli
 are those of its lower end; the control is the same rule against the held-out digits. Candidates
 are ranked attractors, for which no training image is needed. At equal network products unguided
 sampling is given as many more samples as the steps would pay for.
+
+    python -m benchmarks.extraction      # SIDE's AMS and UMS in the layout of the paper's table
 """
 
+import json
 from typing import Any
 
 import jax.numpy as jnp
@@ -47,7 +50,7 @@ from benchmarks._extraction import (
 from benchmarks._precision import COLORS, panels, rounded
 from benchmarks._quality import Question, quality
 from benchmarks._side import side
-from benchmarks.harness import Case, Table
+from benchmarks.harness import RESULTS, Case, Table
 from memjax.evaluate.distances import find_copies
 from memjax.extract.attractors import find_attractors
 
@@ -148,6 +151,28 @@ def cases() -> list[Case]:
     return [*fixed_points, Case("extraction/side", side)]
 
 
+def paper_table(record: dict[str, Any]) -> str:
+    """AMS and UMS in percent, in the layout of Table 1 of arXiv:2410.02467, in Markdown.
+
+    Means over seeds. The last column is the adaptive distance that 5 % of the samples stay below.
+    """
+    rows = [row for row in record["rows"] if "band" in row]
+    names = ("low", "middle", "high")
+    lines = [
+        "| | " + " | ".join(f"{n} {w}" for n in names for w in ("AMS", "UMS")) + " | 5 % below |",
+        "|---" * 8 + "|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for band in names:
+            own = [row for row in rows if (row["method"], row["band"]) == (method, band)]
+            cells += [f"{100 * np.mean([r[w]['value'] for r in own]):.2f}" for w in ("ams", "ums")]
+        own = [row for row in rows if (row["method"], row["band"]) == (method, "5 %")]
+        cells.append(f"{np.mean([row['value'] for row in own]):.2f}")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def figure(records):
     """Distinct images against samples, attractors; SIDE against its controls, and its weight."""
     known = {r["case"].split("/")[1]: r for r in records if r["status"] == "ok"}
@@ -227,3 +252,7 @@ def _draw_sweep(axis, record, what):
     axis.set(xlabel="weight of guidance", ylim=(0, None))
     axis.set_title(f"SIDE, wide bed: {what.upper()} of the high band", fontsize=9)
     axis.legend(fontsize=7, frameon=False, loc="best")
+
+
+if __name__ == "__main__":
+    print(paper_table(json.loads((RESULTS / "extraction-side.json").read_text())))

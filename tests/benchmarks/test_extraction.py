@@ -71,6 +71,21 @@ def test_edges_forget_the_tone_and_are_compared_with_held_out_images(load):
     assert row["distinct"] == [2]
 
 
+def test_table_in_the_layout_of_the_paper(load):
+    shared, bench = load("_extraction"), load("extraction")
+    images = 5 * np.eye(8, dtype=np.float32).reshape(8, 2, 4, 1)
+    images = np.concatenate([images, -images, 2 * images, -2 * images, 3 * images, -3 * images])
+    images = np.concatenate([images, images + 20])
+    bed = shared.Digits(None, None, images, images, None, np.ones(96), images)
+    samples = np.concatenate([images[[0, 0, 1]], np.full((1, 2, 4, 1), 9.0, np.float32)])
+    rows = shared.band_rows("any", [bed], [samples])
+    text = bench.paper_table({"rows": rows}).splitlines()
+    assert text[0].startswith("| | low AMS | low UMS | middle AMS | middle UMS | high AMS |")
+    cells = [cell.strip() for cell in text[2].split("|")[1:-1]]
+    assert cells[0] == "any"
+    assert cells[5:] == ["75.00", "50.00", "0.00"]
+
+
 def test_figure_from_rows(load, tmp_path):
     curve = {"samples": [16, 64], "value": [1, 2], "low": [0.5, 1], "high": [2, 3]}
     attractors = {"method": "attractors", "radius": [0.5, 0.9], "is training image": [1, 0]}
