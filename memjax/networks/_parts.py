@@ -1,10 +1,12 @@
-"""Parts that our networks share: dense layers and embeddings of noise level and condition."""
+"""Parts that our networks share: layers, and embeddings of noise level and condition."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from memjax._core.errors import InputError
+from memjax.networks.convolution import conv, doubled_conv
+from memjax.networks.normalization import group_normalize
 
 # c_noise = log(sigma)/4 moves by about 2.6 over a whole range of noise levels: the slowest
 # feature turns by half a period over it, the fastest by a period where sigma grows by a factor 2.
@@ -67,3 +69,51 @@ def film(
     both = dense(2 * c, h, kernel_init=nn.initializers.zeros, name=name)(embedding)
     scale, shift = (part.reshape((1,) * (h.ndim - 1) + (c,)) for part in jnp.split(both, 2))
     return (1 + scale) * h + shift
+
+
+class Conv(nn.Module):
+    """A 3 x 3 convolution with bias, of the image or of the image with its pixels doubled."""
+
+    features: int
+    stride: int = 1
+    zero: bool = False
+    doubled: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "p q k"]:
+        init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel = kernel.astype(x.dtype)
+        out = doubled_conv(x, kernel) if self.doubled else conv(x, kernel, stride=self.stride)
+        return out + bias.astype(x.dtype).reshape(1, 1, -1)
+
+
+class GroupNorm(nn.Module):
+    """Zero mean and unit variance per group of channels, then a learned scale and shift."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        h = group_normalize(x, self.groups)
+        scale, bias = (a.astype(x.dtype).reshape(1, 1, -1) for a in (scale, bias))
+        return h * scale + bias
+
+
+def check_levels(shape: tuple[int, ...], channels: tuple[int, ...], groups: int) -> None:
+    """An image can be halved from level to level, and groups divide the channels of each.
+
+    Raises:
+        InputError: an image of another rank or size, or channels that groups do not divide.
+    """
+    factor = 2 ** (len(channels) - 1)
+    if len(shape) != 3 or shape[0] % factor or shape[1] % factor:
+        raise InputError(
+            f"x: expected an image [height, width, channels] with sides divisible by {factor}, "
+            f"got {list(shape)}"
+        )
+    if not channels or any(width % groups for width in channels):
+        raise InputError(f"channels: expected multiples of groups = {groups}, got {channels}")

@@ -3,9 +3,7 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from memjax._core.errors import InputError
-from memjax.networks._parts import Embedding, dense, film
-from memjax.networks.unet import _Conv, _GroupNorm
+from memjax.networks._parts import Conv, Embedding, GroupNorm, check_levels, dense, film
 
 
 class MLPClassifier(nn.Module):
@@ -92,28 +90,16 @@ class ResNetClassifier(nn.Module):
         Raises:
             InputError: an image of another rank or size, or channels that groups do not divide.
         """
-        self._check(x.shape)
+        check_levels(x.shape, self.channels, self.groups)
         embedding = Embedding(self.embedding_width, 0)(t, None, x)
-        h = _Conv(self.channels[0], name="in")(x)
+        h = Conv(self.channels[0], name="in")(x)
         for k, width in enumerate(self.channels):
             if k:
-                h = _Conv(width, stride=2, name=f"down{k}")(h)
+                h = Conv(width, stride=2, name=f"down{k}")(h)
             for i in range(self.num_blocks):
                 h = _Block(self.groups, name=f"down{k}_block{i}")(h, embedding)
-        h = nn.silu(_GroupNorm(self.groups, name="out_norm")(h))
+        h = nn.silu(GroupNorm(self.groups, name="out_norm")(h))
         return _logits(self.num_classes, h.mean((0, 1)))
-
-    def _check(self, shape: tuple[int, ...]) -> None:
-        factor = 2 ** (len(self.channels) - 1)
-        if len(shape) != 3 or shape[0] % factor or shape[1] % factor:
-            raise InputError(
-                f"x: expected an image [height, width, channels] with sides divisible by {factor}, "
-                f"got {list(shape)}"
-            )
-        if not self.channels or any(width % self.groups for width in self.channels):
-            raise InputError(
-                f"channels: expected multiples of groups = {self.groups}, got {self.channels}"
-            )
 
 
 class _Block(nn.Module):
@@ -123,10 +109,10 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"], e: Float[Array, "e"]) -> Float[Array, "h w c"]:
-        h = nn.silu(film(_GroupNorm(self.groups, name="norm0")(x), e, name="film"))
-        h = _Conv(x.shape[-1], name="conv0")(h)
-        h = nn.silu(_GroupNorm(self.groups, name="norm1")(h))
-        return x + _Conv(x.shape[-1], zero=True, name="conv1")(h)
+        h = nn.silu(film(GroupNorm(self.groups, name="norm0")(x), e, name="film"))
+        h = Conv(x.shape[-1], name="conv0")(h)
+        h = nn.silu(GroupNorm(self.groups, name="norm1")(h))
+        return x + Conv(x.shape[-1], zero=True, name="conv1")(h)
 
 
 def _logits(num_classes: int, h: Float[Array, "w"]) -> Float[Array, "c"]:

@@ -7,10 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from memjax._core.errors import InputError
-from memjax.networks._parts import Embedding, dense, film
-from memjax.networks.convolution import conv, doubled_conv
-from memjax.networks.normalization import group_normalize
+from memjax.networks._parts import Conv, Embedding, GroupNorm, check_levels, dense, film
 
 
 class UNet(nn.Module):
@@ -66,13 +63,13 @@ class UNet(nn.Module):
             InputError: an image of another rank or size, channels that groups do not divide, or a
                 condition for a network without.
         """
-        self._check(x.shape)
+        check_levels(x.shape, self.channels, self.groups)
         embedding = Embedding(self.embedding_width, self.num_conditions)(t, condition, x)
-        h = _Conv(self.channels[0], name="in")(x)
+        h = Conv(self.channels[0], name="in")(x)
         skips = []
         for k, width in enumerate(self.channels):
             if k:
-                h = _Conv(width, stride=2, name=f"down{k}")(h)
+                h = Conv(width, stride=2, name=f"down{k}")(h)
             for i in range(self.num_blocks):
                 h = _Block(width, self.groups, name=f"down{k}_block{i}")(h, embedding)
             skips.append(h)
@@ -85,39 +82,9 @@ class UNet(nn.Module):
             for i in range(self.num_blocks):
                 h = _Block(width, self.groups, name=f"up{k}_block{i}")(h, embedding)
             if k:
-                h = _Conv(self.channels[k - 1], doubled=True, name=f"up{k}")(h)
-        h = nn.silu(_GroupNorm(self.groups, name="out_norm")(h))
-        return _Conv(x.shape[-1], zero=True, name="out")(h)
-
-    def _check(self, shape: tuple[int, ...]) -> None:
-        factor = 2 ** (len(self.channels) - 1)
-        if len(shape) != 3 or shape[0] % factor or shape[1] % factor:
-            raise InputError(
-                f"x: expected an image [height, width, channels] with sides divisible by {factor}, "
-                f"got {list(shape)}"
-            )
-        if not self.channels or any(width % self.groups for width in self.channels):
-            raise InputError(
-                f"channels: expected multiples of groups = {self.groups}, got {self.channels}"
-            )
-
-
-class _Conv(nn.Module):
-    """A 3 x 3 convolution with bias, of the image or of the image with its pixels doubled."""
-
-    features: int
-    stride: int = 1
-    zero: bool = False
-    doubled: bool = False
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "p q k"]:
-        init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
-        kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        kernel = kernel.astype(x.dtype)
-        out = doubled_conv(x, kernel) if self.doubled else conv(x, kernel, stride=self.stride)
-        return out + bias.astype(x.dtype).reshape(1, 1, -1)
+                h = Conv(self.channels[k - 1], doubled=True, name=f"up{k}")(h)
+        h = nn.silu(GroupNorm(self.groups, name="out_norm")(h))
+        return Conv(x.shape[-1], zero=True, name="out")(h)
 
 
 class _Block(nn.Module):
@@ -128,10 +95,10 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"], e: Float[Array, "e"]) -> Float[Array, "h w k"]:
-        h = nn.silu(_GroupNorm(self.groups, name="norm0")(x))
-        h = _Conv(self.features, name="conv0")(h)
-        h = nn.silu(film(_GroupNorm(self.groups, name="norm1")(h), e, name="film"))
-        h = _Conv(self.features, zero=True, name="conv1")(h)
+        h = nn.silu(GroupNorm(self.groups, name="norm0")(x))
+        h = Conv(self.features, name="conv0")(h)
+        h = nn.silu(film(GroupNorm(self.groups, name="norm1")(h), e, name="film"))
+        h = Conv(self.features, zero=True, name="conv1")(h)
         if x.shape[-1] != self.features:
             x = dense(self.features, x, name="skip")(x)
         return x + h
@@ -145,24 +112,10 @@ class _Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         width = x.shape[-1]
-        h = _GroupNorm(self.groups, name="norm")(x).reshape(-1, width)
+        h = GroupNorm(self.groups, name="norm")(x).reshape(-1, width)
         q, k, v = jnp.split(dense(3 * width, x, name="qkv")(h), 3, axis=-1)
         logits = jnp.einsum("ic,jc->ij", q, k, precision="highest") / math.sqrt(width)
         h = jnp.einsum("ij,jc->ic", jax.nn.softmax(logits), v, precision="highest")
         return x + dense(width, x, kernel_init=nn.initializers.zeros, name="out")(h).reshape(
             x.shape
         )
-
-
-class _GroupNorm(nn.Module):
-    """Zero mean and unit variance per group of channels, then a learned scale and shift."""
-
-    groups: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        h = group_normalize(x, self.groups)
-        scale, bias = (a.astype(x.dtype).reshape(1, 1, -1) for a in (scale, bias))
-        return h * scale + bias

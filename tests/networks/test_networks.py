@@ -10,8 +10,9 @@ import pytest
 
 from memjax._core.errors import InputError
 from memjax.diffusion.adapters import LinenNetwork
+from memjax.networks._parts import GroupNorm
 from memjax.networks.mlp import ResidualMLP
-from memjax.networks.unet import UNet, _GroupNorm
+from memjax.networks.unet import UNet
 
 NETWORKS = {
     "mlp": (ResidualMLP(width=16, num_blocks=2, embedding_width=8), (4, 4, 2)),
@@ -128,7 +129,7 @@ def test_published_sizes():
 
 def test_group_normalization_is_per_group():
     """Mean and variance of every group over pixels, in NumPy, far from zero mean."""
-    norm = _GroupNorm(2)
+    norm = GroupNorm(2)
     x = jax.random.normal(jax.random.key(0), (3, 5, 6), jnp.float32) + 100
     found = norm.apply(norm.init(jax.random.key(0), x), x)
     grouped = np.asarray(x, np.float64).reshape(15, 2, 3)
