@@ -22,6 +22,7 @@ from memjax.extract import (
     find_attractors,
     guided_samples,
     polish,
+    posterior_classifier,
     rank_by_density,
     surrogate_labels,
 )
@@ -133,6 +134,16 @@ for window in (None, (0.5, 5.0)):
         options = {"num_clusters": len(clusters.size), "key": 2, "window": window}
         drawn[weight] = guided_samples(model, classifier, count, weight, **options)
         tell(f"weight {weight:g}", np.asarray(drawn[weight].samples))
+
+# %% [markdown]
+# Nothing needs to be trained for this. Under the density of the pool itself, each sample a point,
+# the posterior of a cluster is known in closed form, and inside the window it is as good a guide.
+
+# %%
+density = posterior_classifier(pool, clusters.labels)
+for weight in (2.0, 4.0):
+    found = guided_samples(model, density.log_class_prob, count, weight, **options)
+    tell(f"weight {weight:g}", np.asarray(found.samples))
 
 # %% [markdown]
 # AMS is the share of samples whose nearest training image lies in a band of distance, UMS the
