@@ -198,7 +198,7 @@ def test_images_without_a_label_are_as_if_not_there():
 def test_a_training_that_diverges_says_so():
     images, labels = blobs()
     images[0] = 1e20  # as an iteration that diverges may leave behind
-    with pytest.raises(InputError, match=r"of data_std = 0.9, found up to 1e\+20: the training div"):
+    with pytest.raises(InputError, match=r"of data_std = 0.9, found up to 1e\+20: the tra"):
         train_classifier(images, labels, **FAST)
 
 
