@@ -243,7 +243,7 @@ def _high(bed: Digits, samples: np.ndarray) -> tuple[float, float]:
     return score.ams.value, score.ums.value
 
 
-def _sweep(beds: list[Digits], guides: list[Guide], choice: Choice, count: int) -> list[dict]:
+def _sweep(beds: list[Digits], guides: list[Guide], count: int) -> list[dict]:
     """AMS and UMS of the high band against the weight, with and without what tames it."""
     ways = {
         "all noise levels": Choice(0),
@@ -412,7 +412,7 @@ def side(quick: bool, seed: int) -> Table:
                 rows[-1] |= {"clusters": k, "at equal products": _at_equal(beds, row, given, pool)}
             rows += band_rows(name, beds, [x for x, *_ in found])
             rows.append(_by_edges(name, beds, [x for x, *_ in found]))
-        rows += _sweep(beds, guides, choice, samples)
+        rows += _sweep(beds, guides, samples)
         rows += _divergences(beds, guides)
         rows += _candidates(beds, side_drawn)
         rows += [_reported(i, guide) for i, guide in enumerate(guides)]
