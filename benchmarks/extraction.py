@@ -246,12 +246,13 @@ def _draw_sweep(axis, record, what):
         found = np.array([row[what] for row in own])
         axis.fill_between(weight, found.min(1), found.max(1), color=color, alpha=0.15, linewidth=0)
         axis.plot(weight, found.mean(1), color=color, linewidth=1.4, marker=".", label=label)
-    axis.set_xscale("symlog", linthresh=1)
+    axis.set_xscale("symlog", linthresh=1, linscale=0.3)
     axis.set_xticks([0, 1, 2, 4, 8, 16, 32], ["0", "1", "2", "4", "8", "16", "32"])
     axis.minorticks_off()
     axis.set(xlabel="weight of guidance", ylim=(0, None))
     axis.set_title(f"SIDE, wide bed: {what.upper()} of the high band", fontsize=9)
-    axis.legend(fontsize=7, frameon=False, loc="best")
+    if what == "ums":
+        axis.legend(fontsize=7, frameon=False, loc="lower left")
 
 
 if __name__ == "__main__":
