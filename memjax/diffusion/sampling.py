@@ -259,9 +259,12 @@ def _default_chunk_size(event_shape: tuple[int, ...]) -> int:
 
 
 def widest_dtype(model: Model) -> np.dtype:
-    """The widest floating-point dtype among the weights."""
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(model)}
-    floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    """The widest floating-point dtype among the weights.
+
+    Numbers given as Python's, such as the weight of a guidance, have no dtype of their own.
+    """
+    leaves = (leaf for leaf in jax.tree.leaves(model) if not getattr(leaf, "weak_type", False))
+    floating = {leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)}
     return max(floating, key=lambda dtype: dtype.itemsize, default=jnp.result_type(float))
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from memjax._core.errors import InputError
 from memjax.densities.gaussian import Gaussian
+from memjax.diffusion.combine import classifier_guided
 from memjax.diffusion.model import Model
 from memjax.diffusion.sampling import ddim, decode_samples, heun, noise_levels, sample
 
@@ -188,6 +189,14 @@ def test_double_precision_refines_a_sample():
         double = sample(model_of(gaussian(np.float64)), 3, key=1, num_steps=5)
         assert double.dtype == np.float64
         np.testing.assert_allclose(single, double, atol=1e-5)
+
+
+def test_numbers_of_a_guidance_do_not_widen_a_sample(x64):
+    """They are Python's: 1.5 is no more double precision than the weights it multiplies."""
+    density = gaussian(np.float32)
+    guided = classifier_guided(density, lambda x, sigma, c: x[c], 1.5, window=(0.1, 5.0), limit=2.0)
+    samples = sample(model_of(guided), 2, key=0, num_steps=3, conditions=jnp.arange(2))
+    assert samples.dtype == np.float32
 
 
 def test_progress_is_told_after_every_chunk():
