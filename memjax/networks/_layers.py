@@ -115,6 +115,13 @@ def layer_norm(p: Weights, x: Float[Array, "n c"], eps: float | int = 1e-5) -> F
     return _affine(p, h.astype(x.dtype))
 
 
+def rms_norm(p: Weights, x: Float[Array, "*n c"], eps: float | int) -> Float[Array, "*n c"]:
+    """Unit mean square along the last axis, then a learned scale; no mean is removed."""
+    wide = x.astype(_wide(x.dtype))
+    h = wide * jax.lax.rsqrt((wide * wide).mean(-1, keepdims=True) + eps)
+    return h.astype(x.dtype) * _along_last(p("weight", x.shape[-1]), x.ndim)
+
+
 def attention(
     q: Float[Array, "n c"],
     k: Float[Array, "m c"],
