@@ -50,7 +50,7 @@ class NoisyClassifier(eqx.Module):
     ...     network, (2,), num_classes=2, data_std=1.0, sigmas=[0.1, 10.0]
     ... )
     >>> x = jnp.array([1.0, 1.0])
-    >>> classifier.log_probs(x, jnp.sqrt(3.0)).round(4).tolist()
+    >>> [round(float(each), 4) for each in classifier.log_probs(x, jnp.sqrt(3.0))]
     [-0.1269, -2.1269]
     >>> float(classifier(x, jnp.sqrt(3.0), jnp.int32(1)).round(4))
     -2.1269
