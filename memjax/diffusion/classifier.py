@@ -52,7 +52,7 @@ class NoisyClassifier(eqx.Module):
     >>> x = jnp.array([1.0, 1.0])
     >>> [round(float(each), 4) for each in classifier.log_probs(x, jnp.sqrt(3.0))]
     [-0.1269, -2.1269]
-    >>> float(classifier(x, jnp.sqrt(3.0), jnp.int32(1)).round(4))
+    >>> round(float(classifier(x, jnp.sqrt(3.0), jnp.int32(1))), 4)
     -2.1269
 
     References:
