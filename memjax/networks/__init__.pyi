@@ -5,11 +5,13 @@ from .clip_text import CLIPTextModel as CLIPTextModel
 from .clip_text import CLIPTextModelWithProjection as CLIPTextModelWithProjection
 from .clip_text import TextEncoding as TextEncoding
 from .convolution import conv as conv
+from .flux import FluxTransformer2DModel as FluxTransformer2DModel
 from .lora import LearnedConditions as LearnedConditions
 from .lora import LowRank as LowRank
 from .lora import low_rank_adapters as low_rank_adapters
 from .lora import merge_adapters as merge_adapters
 from .mlp import ResidualMLP as ResidualMLP
+from .t5_encoder import T5EncoderModel as T5EncoderModel
 from .unet import UNet as UNet
 from .unet2d import UNet2DModel as UNet2DModel
 from .unet2d_condition import TextCondition as TextCondition
@@ -20,12 +22,14 @@ __all__ = [
     "AutoencoderKL",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
+    "FluxTransformer2DModel",
     "LearnedConditions",
     "LinenUNet2D",
     "LowRank",
     "MLPClassifier",
     "ResNetClassifier",
     "ResidualMLP",
+    "T5EncoderModel",
     "TextCondition",
     "TextEncoding",
     "UNet",

@@ -107,12 +107,17 @@ def group_norm(
     return _affine(p, group_normalize(x.astype(_wide(x.dtype)), groups, eps).astype(x.dtype))
 
 
-def layer_norm(p: Weights, x: Float[Array, "n c"], eps: float | int = 1e-5) -> Float[Array, "n c"]:
-    """Zero mean and unit variance of each row, then a learned scale and shift."""
+def standardize(x: Float[Array, "*n c"], eps: float | int) -> Float[Array, "*n c"]:
+    """Zero mean and unit variance along the last axis."""
     wide = x.astype(_wide(x.dtype))
     centered = wide - wide.mean(-1, keepdims=True)
     h = centered * jax.lax.rsqrt((centered * centered).mean(-1, keepdims=True) + eps)
-    return _affine(p, h.astype(x.dtype))
+    return h.astype(x.dtype)
+
+
+def layer_norm(p: Weights, x: Float[Array, "n c"], eps: float | int = 1e-5) -> Float[Array, "n c"]:
+    """Zero mean and unit variance of each row, then a learned scale and shift."""
+    return _affine(p, standardize(x, eps))
 
 
 def rms_norm(p: Weights, x: Float[Array, "*n c"], eps: float | int) -> Float[Array, "*n c"]:
@@ -122,6 +127,42 @@ def rms_norm(p: Weights, x: Float[Array, "*n c"], eps: float | int) -> Float[Arr
     return h.astype(x.dtype) * _along_last(p("weight", x.shape[-1]), x.ndim)
 
 
+class Rotation(NamedTuple):
+    """Cosines and sines of the angles by which ``rotate`` turns n rows."""
+
+    cosines: Float[Array, "n 1 k"]
+    sines: Float[Array, "n 1 k"]
+
+
+def rotation(places: np.ndarray, widths: tuple[int, ...], dtype: DTypeLike) -> Rotation:
+    """A rotary embedding of places on several axes, each with its own part of a head.
+
+        angle_ik = places_ia 10000^(-2k / widths_a),    k = 0 .. widths_a/2 - 1
+
+    The angles are formed in double precision on the host, so that their cosines are exact in any
+    dtype at any place; these are in float32 at least.
+
+    Args:
+        places: [n, axes], known when the network is traced.
+        widths: of the parts of a head, one for each axis, all even.
+        dtype: of what will be rotated.
+    """
+    parts = []
+    for place, width in zip(places.T.astype(np.float64), widths, strict=True):
+        frequencies = 10000.0 ** (-np.arange(0, width, 2) / width)
+        parts.append(np.outer(place, frequencies))
+    angles = np.concatenate(parts, axis=-1)[:, None]
+    return Rotation(*(jnp.asarray(f(angles), _wide(dtype)) for f in (np.cos, np.sin)))
+
+
+def rotate(x: Float[Array, "n h c"], turn: Rotation) -> Float[Array, "n h c"]:
+    """Turn the pairs (0, 1), (2, 3), ... of the last axis, each in its plane."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2).astype(turn.cosines.dtype)
+    a, b = pairs[..., 0], pairs[..., 1]
+    turned = (a * turn.cosines - b * turn.sines, b * turn.cosines + a * turn.sines)
+    return jnp.stack(turned, axis=-1).reshape(x.shape).astype(x.dtype)
+
+
 def attention(
     q: Float[Array, "n c"],
     k: Float[Array, "m c"],
@@ -129,12 +170,17 @@ def attention(
     heads: int,
     *,
     causal: bool = False,
+    bias: Float[Array, "h n m"] | None = None,
 ) -> Float[Array, "n c"]:
-    """softmax(q k^T / sqrt(c/heads)) v in each of ``heads`` parts of the channels."""
+    """softmax(q k^T / sqrt(c/heads)) v in each of ``heads`` parts of the channels.
+
+    With a bias, as the T5 encoder has it: softmax(q k^T + bias) v.
+    """
     if q.shape[-1] % heads:
         raise InputError(f"heads: expected a divisor of {q.shape[-1]} channels, got {heads}")
     q, k, v = (a.reshape(a.shape[0], heads, -1) for a in (q, k, v))
-    logits = jnp.einsum("qhd,khd->hqk", q, k, precision="highest") / math.sqrt(q.shape[-1])
+    logits = jnp.einsum("qhd,khd->hqk", q, k, precision="highest")
+    logits = logits / math.sqrt(q.shape[-1]) if bias is None else logits + bias
     if causal:
         seen = np.tril(np.ones((1, *logits.shape[1:]), bool))
         logits = jnp.where(seen, logits, -jnp.inf)

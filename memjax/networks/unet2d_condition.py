@@ -46,12 +46,12 @@ class TextCondition(NamedTuple):
 
     Attributes:
         hidden_states: of the text encoder, one row a token.
-        pooled: one vector for the whole text; Stable Diffusion XL alone takes it.
+        pooled: one vector for the whole text; Stable Diffusion XL and Flux alone take it.
         time_ids: original height and width, top and left of the crop, target height and width;
             Stable Diffusion XL alone takes them.
         guidance: the strength of guidance that a distilled network is to imitate; networks with
-            ``time_cond_proj_dim`` (latent consistency models) alone take it, and may be left
-            without.
+            ``time_cond_proj_dim`` (latent consistency models) or ``guidance_embeds`` (Flux dev)
+            alone take it, and may be left without.
     """
 
     hidden_states: Float[Array, "*b n d"]

@@ -9,8 +9,11 @@ from unittest import mock
 
 import numpy as np
 import torch
+from diffusers import FluxPipeline
 from diffusers.models import embeddings
+from diffusers.models.transformers import transformer_flux
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.models.t5 import modeling_t5
 
 torch.set_num_threads(1)
 
@@ -56,6 +59,17 @@ def products(network, x, v, u):
 
 
 @contextlib.contextmanager
+def precise_means():
+    """Root mean squares of T5 in double precision, which transformers forms in float32."""
+
+    def normalize(self, h):
+        return self.weight * h * torch.rsqrt((h * h).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    with mock.patch.object(modeling_t5.T5LayerNorm, "forward", normalize):
+        yield
+
+
+@contextlib.contextmanager
 def precise_times():
     """Time features in double precision, with the frequencies that float32 knows.
 
@@ -74,3 +88,47 @@ def precise_times():
 
     with mock.patch.object(embeddings, "get_timestep_embedding", features):
         yield
+
+
+@contextlib.contextmanager
+def precise_rotations():
+    """Rotary embeddings in double precision, which diffusers rounds to single in any dtype."""
+
+    def rotary(width, places, theta, **_):
+        frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles = torch.outer(places.double(), frequencies).repeat_interleave(2, dim=1)
+        return angles.cos(), angles.sin()
+
+    def apply(x, cos_sin, **_):
+        cos, sin = (a[None, :, None].to(x.dtype) for a in cos_sin)
+        turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+        return x * cos + turned * sin
+
+    with (
+        mock.patch.object(transformer_flux, "get_1d_rotary_pos_embed", rotary),
+        mock.patch.object(transformer_flux, "apply_rotary_emb", apply),
+    ):
+        yield
+
+
+def flux(model, t, text, pooled, guidance=None):
+    """A Flux transformer as a function of one latent alone, packed as its pipeline does."""
+
+    def network(x):
+        dtype = model.proj_out.weight.dtype
+        _, c, h, w = x.shape
+        tokens = FluxPipeline._pack_latents(x.to(dtype), 1, c, h, w)
+        told = (None if a is None else torch.tensor(a)[None] for a in (text, pooled, guidance))
+        text_, pooled_, guidance_ = (None if a is None else a.to(dtype) for a in told)
+        out = model(
+            hidden_states=tokens,
+            timestep=torch.tensor([t], dtype=torch.float64) / 1000,
+            encoder_hidden_states=text_,
+            pooled_projections=pooled_,
+            guidance=guidance_,
+            txt_ids=torch.zeros(text_.shape[1], 3),
+            img_ids=FluxPipeline._prepare_latent_image_ids(1, h // 2, w // 2, "cpu", dtype),
+        ).sample
+        return FluxPipeline._unpack_latents(out, h, w, 1)
+
+    return network
