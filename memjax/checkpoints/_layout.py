@@ -15,12 +15,17 @@ from memjax.checkpoints._scheduler import is_distilled
 INDEX_FILE = "model_index.json"
 CONFIG_FILE = "config.json"
 SCHEDULER_FILE = "scheduler_config.json"
-NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
+FLUX = "FluxTransformer2DModel"
+NETWORKS = ("UNet2DModel", "UNet2DConditionModel", FLUX)
 """Classes whose output is a score; others come through ``memjax.from_torch``."""
+SCORES = ("unet", "transformer")
+"""Parts of a pipeline that become its score, in the order in which they are looked for."""
 VAES = ("AutoencoderKL",)
 
 _WAY_OUT = "load it in PyTorch and hand the module to memjax.from_torch"
 _DISTILLED_WORDS = {"dmd", "dmd2", "lcm", "lightning", "schnell", "turbo"}
+_MAX_SIDE = 2**14
+_FLUX_SIDES = (128, 128)
 
 
 class Layout(NamedTuple):
@@ -33,6 +38,7 @@ class Layout(NamedTuple):
         folder: where its files are.
         kind: its class.
         config: its configuration.
+        sample_size: height and width of what the network takes, where the caller says so.
     """
 
     root: Path
@@ -41,6 +47,7 @@ class Layout(NamedTuple):
     folder: Path
     kind: str
     config: dict[str, Any]
+    sample_size: tuple[int, int] | None = None
 
     @property
     def config_file(self) -> Path:
@@ -85,7 +92,7 @@ def recognize(path: Path, component: str | None = None) -> Layout:
 
     Args:
         path: folder of a pipeline or of one network.
-        component: name of the pipeline's part; None for ``"unet"``.
+        component: name of the pipeline's part; None for ``"unet"``, or else ``"transformer"``.
 
     Returns:
         What is where.
@@ -121,13 +128,14 @@ def _pipeline(path: Path, component: str | None) -> Layout:
     index = read_json(path / INDEX_FILE)
     file, parts = path / INDEX_FILE, _parts(index)
     _class_name(file, index)
-    name = component or "unet"
+    name = component or next((name for name in SCORES if name in parts), "")
     if name not in parts:
         listed = ", ".join(f"{part} ({kind})" for part, kind in parts.items()) or "none"
+        wanted = repr(one_line(name, limit=80)) if name else " or ".join(map(repr, SCORES))
         hint = "name another with component=, or" if component is None else "or"
         raise CheckpointError(
-            f"{file}: expected a part {one_line(name, limit=80)!r}, found "
-            f"{one_line(listed, limit=300)}; {hint} {_WAY_OUT}"
+            f"{file}: expected a part {wanted}, found {one_line(listed, limit=300)}; {hint} "
+            f"{_WAY_OUT}"
         )
     _check_network(file, parts[name], index)
     folder = _part_folder(path, name, CONFIG_FILE)
@@ -179,8 +187,8 @@ def _class_name(file: Path, config: Mapping[str, Any]) -> str:
 def _check_network(file: Path, kind: str, config: Mapping[str, Any]) -> None:
     if kind not in NETWORKS:
         raise CheckpointError(
-            f"{file}: expected {' or '.join(NETWORKS)}, found {one_line(kind, limit=80)}; "
-            f"{_WAY_OUT}"
+            f"{file}: expected {', '.join(NETWORKS[:-1])} or {NETWORKS[-1]}, found "
+            f"{one_line(kind, limit=80)}; {_WAY_OUT}"
         )
 
 
@@ -199,9 +207,12 @@ def warn_if_distilled(layout: Layout, scheduler: Mapping[str, Any]) -> None:
     """Warn of a network that was trained to imitate samples, not to fit the data.
 
     Told by its scheduler, its options or its name: a network of Latent Consistency Models, a
-    turbo, a network that takes the guidance as an input.
+    turbo, a network that takes the guidance as an input. And every one of Flux: of those published,
+    the ones that take no guidance (schnell) reach samples in a few steps.
     """
     reason = None
+    if layout.kind == FLUX:
+        reason = "Flux without guidance as an input, as schnell"
     if is_distilled(scheduler):
         reason = f"its scheduler is {scheduler['_class_name']}"
     for option in ("time_cond_proj_dim", "guidance_embeds"):
@@ -222,15 +233,47 @@ def warn_if_distilled(layout: Layout, scheduler: Mapping[str, Any]) -> None:
 
 
 def sample_sides(layout: Layout) -> tuple[int, int]:
-    """Height and width of what the network takes."""
+    """Height and width of what the network takes: those given, else those of its configuration.
+
+    The configuration of Flux does not say; its pipeline draws latents of 128 x 128.
+    """
     size = layout.config.get("sample_size")
-    sides: list[Any] = size if isinstance(size, list) else [size, size]
-    if len(sides) != 2 or not all(type(side) is int and 0 < side <= 2**14 for side in sides):
+    if layout.sample_size is not None:
+        height, width = layout.sample_size
+    elif size is None and layout.kind == FLUX:
+        height, width = _FLUX_SIDES
+    elif (sides := _sides(size)) is None:
         raise CheckpointError(
             f"{layout.config_file}: sample_size: expected a number of pixels, or two, found "
-            f"{one_line(repr(size), limit=80)}; write into the file the size that it was trained on"
+            f"{one_line(repr(size), limit=80)}; write into the file the size that it was trained "
+            "on, or give memjax.load a sample_size"
         )
-    return sides[0], sides[1]
+    else:
+        height, width = sides
+    if layout.kind == FLUX and (height % 2 or width % 2):
+        raise InputError(f"sample_size: expected even sides for {FLUX}, got {[height, width]}")
+    return height, width
+
+
+def with_sample_size(layout: Layout, size: Any) -> Layout:
+    """The same folder, its network taking what is of this size; as it is for None."""
+    if size is None:
+        return layout
+    sides = _sides(size)
+    if sides is None:
+        raise InputError(
+            f"sample_size: expected a number of pixels from 1 to {_MAX_SIDE}, or two, got "
+            f"{one_line(repr(size), limit=80)}"
+        )
+    return layout._replace(sample_size=sides)
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """Height and width, of two numbers or one; None where these are not two sides."""
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= _MAX_SIDE for side in sides):
+        return None
+    return sides
 
 
 def image_sides(layout: Layout) -> tuple[int, int]:

@@ -15,19 +15,20 @@ from memjax._core.text import one_line
 from memjax.checkpoints._layout import (
     CONFIG_FILE,
     INDEX_FILE,
+    SCORES,
     Layout,
     blamed_on,
     image_sides,
     recognize,
-    sample_sides,
     warn_if_distilled,
 )
 from memjax.checkpoints._safetensors import STEM, read_json, read_weights, weight_shapes
-from memjax.checkpoints._scheduler import schedule_from_scheduler
 from memjax.checkpoints.files import FORMAT, outline, read_config
 from memjax.checkpoints.loading import load
+from memjax.checkpoints.pipeline import CLASSES, event_shape, read_schedule, sees_latents
 from memjax.diffusion.prediction import EDMPreconditioned, PredictionScore
 from memjax.diffusion.schedule import Schedule
+from memjax.networks.flux import FluxTransformer2DModel
 from memjax.networks.unet2d import UNet2DModel
 from memjax.networks.unet2d_condition import TextCondition, UNet2DConditionModel
 
@@ -35,8 +36,8 @@ TRANSFORMERS_STEM = "model"
 """What transformers calls the weights of a model."""
 PROMPT_LENGTH = 77
 """Tokens of a prompt in Stable Diffusion, for which evaluations are counted."""
-
-_CLASSES = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel)}
+FLUX_PROMPT_LENGTH = 512
+"""Of one in Flux."""
 
 
 class Part(NamedTuple):
@@ -191,27 +192,25 @@ def _published(path: Path, variant: str | None, measure: bool) -> Inspection:
     kind, parts = _describe(path, index, variant)
     try:
         layout = recognize(path)
-        scheduler_file, scheduler = layout.scheduler()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            warn_if_distilled(layout, scheduler)
-        schedule, prediction = schedule_from_scheduler(scheduler, scheduler_file)
+            warn_if_distilled(layout, layout.scheduler()[1])
+        schedule, prediction = read_schedule(layout)
         shapes = {
             name: jax.ShapeDtypeStruct(shape.shape, jnp.float32)
             for name, shape in weight_shapes(layout.folder, variant=variant).items()
         }
-        height, width = sample_sides(layout)
         with blamed_on(layout.config_file):
-            network = _CLASSES[layout.kind].from_weights(shapes, layout.config)
+            network = CLASSES[layout.kind].from_weights(shapes, layout.config)
             words, condition = _condition(network)
+        shape = event_shape(layout, network)
         image_shape = image_sides(layout)
     except InputError as error:
         return Inspection(str(path), kind, parts, one_line(str(error)))
     if measure:
         arrays = read_weights(layout.folder, variant=variant).arrays
-        network = _CLASSES[layout.kind].from_weights(arrays, layout.config)
-    event_shape = (height, width, network.options.in_channels)
-    latent = "vae" in layout.parts() or layout.kind == "UNet2DConditionModel"
+        network = CLASSES[layout.kind].from_weights(arrays, layout.config)
+    latent = sees_latents(layout)
     return Inspection(
         str(path),
         kind,
@@ -222,12 +221,12 @@ def _published(path: Path, variant: str | None, measure: bool) -> Inspection:
         schedule=schedule,
         sigma_min=schedule.sigma_min,
         sigma_max=schedule.sigma_max,
-        event_shape=event_shape,
+        event_shape=shape,
         image_shape=image_shape if "vae" in layout.parts() or not latent else None,
         latent=latent,
         condition=words,
         null_condition=any(name.startswith("text_encoder") for name in layout.parts()),
-        work=_work(network, event_shape, condition, measure),
+        work=_work(network, shape, condition, measure),
         notes=tuple(one_line(str(warning.message)) for warning in caught),
     )
 
@@ -243,7 +242,7 @@ def _describe(
     parts = []
     for name, kind in layout.parts().items():
         # Tokenizers, schedulers and the like have configurations of other names.
-        folder = path if name == "unet" and not (path / name).is_dir() else path / name
+        folder = path if name in SCORES and not (path / name).is_dir() else path / name
         if (folder / CONFIG_FILE).is_file():
             stem = STEM if "_class_name" in read_json(folder / CONFIG_FILE) else TRANSFORMERS_STEM
             parts.append(_part(one_line(name), one_line(kind, limit=80), folder, stem, variant))
@@ -273,8 +272,18 @@ def _part(name: str, kind: str, folder: Path, stem: str, variant: str | None) ->
     )
 
 
-def _condition(network: UNet2DModel | UNet2DConditionModel) -> tuple[str, PyTree]:
+def _condition(
+    network: UNet2DModel | UNet2DConditionModel | FluxTransformer2DModel,
+) -> tuple[str, PyTree]:
     """What a network takes beside image and time: in words, and an example."""
+    if isinstance(network, FluxTransformer2DModel):
+        o = network.options
+        width, pooled = o.joint_attention_dim, o.pooled_projection_dim
+        words = f"text, {width} numbers a token and {pooled} pooled"
+        if o.guidance_embeds:
+            words += ", and the strength of guidance, 1 unless given"
+        hidden = jnp.zeros((FLUX_PROMPT_LENGTH, width), jnp.float32)
+        return words, TextCondition(hidden, jnp.zeros(pooled, jnp.float32))
     if isinstance(network, UNet2DModel):
         if network.options.class_embed_type == "timestep":
             return "a number", jnp.float32(0)

@@ -6,9 +6,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from memjax._core.errors import CheckpointError
 from memjax._core.text import one_line
 from memjax.checkpoints._layout import (
     CONFIG_FILE,
+    FLUX,
     VAES,
     Layout,
     blamed_on,
@@ -20,7 +22,9 @@ from memjax.checkpoints._scheduler import precondition, schedule_from_scheduler
 from memjax.checkpoints.prompts import read_prompts
 from memjax.diffusion.model import Model, Origin, identity
 from memjax.diffusion.prediction import EDMPreconditioned, from_prediction
+from memjax.diffusion.schedule import Schedule
 from memjax.networks.autoencoder_kl import AutoencoderKL
+from memjax.networks.flux import FluxTransformer2DModel
 from memjax.networks.unet2d import UNet2DModel
 from memjax.networks.unet2d_condition import UNet2DConditionModel
 
@@ -29,7 +33,10 @@ PIXEL_STD = 0.5
 LATENT_STD = 1.0
 """Of latents: their scaling is chosen for it."""
 
-_NETWORKS = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
+CLASSES = {
+    kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, FluxTransformer2DModel)
+}
+"""Networks by the name of their class."""
 _ENCODER_WEIGHTS = ("encoder.", "quant_conv.")
 
 
@@ -73,6 +80,30 @@ def _row(values: tuple[float, ...], x: Array) -> Array:
     return jnp.asarray(values, x.dtype).reshape(1, 1, -1)
 
 
+def read_schedule(layout: Layout) -> tuple[Schedule, str]:
+    """How noise was added to what the network was trained on, and what it predicts."""
+    file, scheduler = layout.scheduler()
+    schedule, prediction = schedule_from_scheduler(scheduler, file)
+    if layout.kind == FLUX and prediction != "flow":
+        raise CheckpointError(
+            f"{file}: _class_name: expected a scheduler of flow matching for {FLUX}, found "
+            f"{one_line(scheduler['_class_name'], limit=80)}"
+        )
+    return schedule, prediction
+
+
+def event_shape(layout: Layout, network: Any) -> tuple[int, int, int]:
+    """Of what the network takes, channels last."""
+    flux = isinstance(network, FluxTransformer2DModel)
+    channels = network.channels if flux else network.options.in_channels
+    return (*sample_sides(layout), channels)
+
+
+def sees_latents(layout: Layout) -> bool:
+    """Whether the score is of latents: its pipeline has a VAE, or all networks of the class do."""
+    return "vae" in layout.parts() or layout.kind != "UNet2DModel"
+
+
 def read_model(layout: Layout, *, variant: str | None, dtype: Any, data_std: float | None) -> Model:
     """The model in a diffusers folder that has been looked at.
 
@@ -90,12 +121,11 @@ def read_model(layout: Layout, *, variant: str | None, dtype: Any, data_std: flo
     """
     scheduler_file, scheduler = layout.scheduler()
     warn_if_distilled(layout, scheduler)
-    schedule, prediction = schedule_from_scheduler(scheduler, scheduler_file)
-    # What is quick to refuse comes before the weights.
-    height, width = sample_sides(layout)
+    schedule, prediction = read_schedule(layout)
+    sample_sides(layout)  # what is quick to refuse comes before the weights
     weights = read_weights(layout.folder, variant=variant, dtype=dtype)
     with blamed_on(layout.config_file):
-        raw = _NETWORKS[layout.kind].from_weights(weights.arrays, layout.config)
+        raw = CLASSES[layout.kind].from_weights(weights.arrays, layout.config)
     network = precondition(raw, scheduler, scheduler_file)
     score = from_prediction(network, prediction=prediction, schedule=schedule)
     digests = [(layout.part, weights.sha256)]
@@ -112,13 +142,13 @@ def read_model(layout: Layout, *, variant: str | None, dtype: Any, data_std: flo
         source = "given"
     elif isinstance(network, EDMPreconditioned):
         data_std, source, guess = network.data_std, "of the training", False
-    elif "vae" in layout.parts() or layout.kind == "UNet2DConditionModel":
+    elif sees_latents(layout):
         data_std, source, guess = LATENT_STD, "of scaled latents", False
     else:
         data_std, source = PIXEL_STD, "assumed of images in [-1, 1]"
     return Model(
         score,
-        (height, width, raw.options.in_channels),
+        event_shape(layout, raw),
         sigma_min=schedule.sigma_min,
         sigma_max=schedule.sigma_max,
         data_std=data_std,

@@ -55,23 +55,29 @@ REFUSED = {
     ),
     "another network": (
         lambda f: write(f, config={"_class_name": "DiTTransformer2DModel"}),
-        r"expected UNet2DModel or UNet2DConditionModel, found DiTTransformer2DModel; load it in "
-        r"PyTorch and hand the module to memjax.from_torch",
+        r"expected UNet2DModel, UNet2DConditionModel or FluxTransformer2DModel, found "
+        r"DiTTransformer2DModel; load it in PyTorch and hand the module to memjax.from_torch",
     ),
-    "a pipeline with a transformer": (
+    "a pipeline with another transformer": (
         lambda f: write(
             f,
             model_index={
-                "_class_name": "FluxPipeline",
-                "transformer": ["diffusers", "FluxTransformer2DModel"],
+                "_class_name": "StableDiffusion3Pipeline",
+                "transformer": ["diffusers", "SD3Transformer2DModel"],
             },
         ),
-        r"expected a part 'unet', found transformer \(FluxTransformer2DModel\); name another .*"
-        r"memjax.from_torch",
+        r"expected UNet2DModel, .* found SD3Transformer2DModel; load it in .* memjax.from_torch",
+    ),
+    "a pipeline without a network": (
+        lambda f: write(
+            f, model_index={"_class_name": "APipeline", "prior": ["diffusers", "PriorTransformer"]}
+        ),
+        r"expected a part 'unet' or 'transformer', found prior \(PriorTransformer\); name another "
+        r"with component=, or load it in .* memjax.from_torch",
     ),
     "a pipeline with code of its own": (
         lambda f: write(f, model_index=INDEX | {"unet": ["my_unet", "MyUNet"]}),
-        "expected UNet2DModel or UNet2DConditionModel, found MyUNet; load it in PyTorch",
+        "or FluxTransformer2DModel, found MyUNet; load it in PyTorch",
     ),
     "a part that is not there": (
         lambda f: write(f, model_index=INDEX),
@@ -87,7 +93,8 @@ REFUSED = {
     ),
     "no size": (
         lambda f: write(f, config={"_class_name": "UNet2DModel"}, scheduler_config=SCHEDULER),
-        "config.json: sample_size: expected a number of pixels, or two, found None; write into",
+        "config.json: sample_size: expected a number of pixels, or two, found None; write .* or "
+        "give memjax.load a sample_size",
     ),
     "no weights": (
         lambda f: write(
@@ -172,8 +179,9 @@ def test_our_own_models_say_where_they_are_from(own):
     assert not loaded.origin.assumed
     other = load(path, data_std=0.5)
     assert (other.data_std, other.origin.data_std) == (0.5, "given")
-    for option in ({"component": "unet"}, {"variant": "fp16"}, {"dtype": jnp.bfloat16}):
-        with pytest.raises(InputError, match="expected no component, variant or dtype"):
+    options = [{"component": "unet"}, {"variant": "fp16"}, {"dtype": jnp.bfloat16}]
+    for option in [*options, {"sample_size": 4}]:
+        with pytest.raises(InputError, match="expected no component, variant, dtype or sample_si"):
             load(path, **option)
 
 
@@ -274,6 +282,19 @@ def test_options_and_arrays_that_do_not_fit_name_their_file(ddpm, tmp_path):
         with pytest.raises(CheckpointError, match=f"unet/config.json: {message}") as caught:
             load(folder)
         assert "\n" not in str(caught.value)
+
+
+def test_another_size_than_the_configuration_says(ddpm, noise, tmp_path):
+    assert load(ddpm[1], sample_size=16).event_shape == (16, 16, 1)
+    assert load(ddpm[1], sample_size=(4, 6)).event_shape == (4, 6, 1)
+    same_noise(load(ddpm[1], sample_size=8), noise)
+    for size in (0, -8, True, (8, 0), 2**14 + 1):
+        with pytest.raises(InputError, match=r"^sample_size: expected a number of pixels from 1"):
+            load(ddpm[1], sample_size=size)
+    folder = shutil.copytree(ddpm[1], tmp_path / "pipeline")
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": None}))
+    assert load(folder, sample_size=8).event_shape == (8, 8, 1)
 
 
 def test_a_class_conditional_network_has_no_null(torch_pipelines, tmp_path):

@@ -11,12 +11,23 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 torch.set_num_threads(1)
 
@@ -83,6 +94,20 @@ def tokenizer(folder):
         return CLIPTokenizer.from_pretrained(folder)
 
 
+PIECES = ["the", "cat", "dog", "and", "photo", "of", "a", "caf\u00e9", "\u732b", "s"]
+
+
+def t5_tokenizer(**options):
+    """A tokenizer of T5's kind: words that begin and others, letters, two marks of gaps."""
+    letters = "abcdefghijklmnopqrstuvwxyzACP0129.,!'-"
+    words = [("\u2581" + piece, -2.0 - 0.1 * i) for i, piece in enumerate(PIECES)]
+    words += [("ing", -4.0), ("at", -4.5), ("\u2581", -3.0)]
+    words += [(letter, -6.0 - 0.01 * i) for i, letter in enumerate(letters)]
+    marks = [("<extra_id_1>", 0.0), ("<extra_id_0>", 0.0)]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *words, *marks]
+    return T5TokenizerFast(vocab=vocabulary, extra_ids=2, **{"model_max_length": 512} | options)
+
+
 def randomized(model, seed):
     """The model with every weight drawn, so that no norm or bias is at its initial value."""
     rng = np.random.default_rng(seed)
@@ -134,7 +159,7 @@ def _text_encoder(kind, seed, **options):
     return randomized(kind(config), seed)
 
 
-def _vae(scaling):
+def _vae(scaling, **options):
     config = {
         "block_out_channels": (4, 8),
         "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -144,7 +169,7 @@ def _vae(scaling):
         "sample_size": 16,
         "scaling_factor": scaling,
     }
-    return randomized(AutoencoderKL(**config), 1)
+    return randomized(AutoencoderKL(**config | options), 1)
 
 
 def _unet(width, **options):
@@ -210,6 +235,55 @@ def stable_diffusion_xl(folder):
     )
     pipeline.save_pretrained(folder / "pipeline")
     return pipeline
+
+
+def flux(folder, *, guidance, **texts):
+    """A pipeline of the shape of Flux dev or, without guidance, schnell, saved.
+
+    Its text encoders and tokenizers are those given; without any the network stands with its
+    autoencoder alone.
+    """
+    network = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 12,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 10,
+        "pooled_projection_dim": 16,
+        "axes_dims_rope": (2, 4, 6),
+        "guidance_embeds": guidance,
+    }
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    pipeline = FluxPipeline(
+        transformer=randomized(FluxTransformer2DModel(**network), 5),
+        vae=_vae(0.36, shift_factor=0.12, use_quant_conv=False, use_post_quant_conv=False),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0 if guidance else 1.0),
+        **dict.fromkeys(names) | texts,
+    )
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def flux_text(folder, **options):
+    """The text encoders and tokenizers of a pipeline of Flux's shape, by their names in it."""
+    write_tokenizer(folder / "words")
+    words = t5_tokenizer(**options)
+    config = T5Config(
+        vocab_size=len(words) + 3,  # as published: more rows than words
+        d_model=10,
+        d_kv=6,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return {
+        "text_encoder": _text_encoder(CLIPTextModel, 3),
+        "tokenizer": tokenizer(folder / "words"),
+        "text_encoder_2": randomized(T5EncoderModel(config), 5),
+        "tokenizer_2": words,
+    }
 
 
 def tensor(image):

@@ -133,7 +133,7 @@ def test_what_is_no_model_is_one_line(memjax, tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     status, _, err = memjax("sample", tmp_path)
     assert status == 2
-    assert "expected a part 'unet', found none" in err
+    assert "expected a part 'unet' or 'transformer', found none" in err
     assert err.count("\n") == 1
 
 

@@ -4,9 +4,9 @@
 
 wants torch, diffusers and transformers. Each folder gets ``config.json``, ``model.safetensors``
 (random weights in half precision, which holds them exactly), and ``reference.npz``: inputs, and
-in double precision outputs and products, by PyTorch. The time features in these are formed in
-double precision as well. ``full_sizes.json.xz`` has options, names and shapes of published models
-of full size.
+in double precision outputs and products, by PyTorch. The time features in these, and the rotary
+embeddings, are formed in double precision as well. ``full_sizes.json.xz`` has options, names and
+shapes of published models of full size.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch_models
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -68,6 +68,17 @@ TEXT_UNETS = {
         "projection_class_embeddings_input_dim": 29,
     },
 }
+FLUX = {
+    "in_channels": 8,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 6,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 6,
+    "pooled_projection_dim": 5,
+    "guidance_embeds": True,
+    "axes_dims_rope": (2, 2, 2),
+}
 CIFAR = {
     "sample_size": 32,
     "block_out_channels": [128, 256, 256, 256],
@@ -116,6 +127,8 @@ FULL_SIZES = {
             "projection_class_embeddings_input_dim": 2816,
         },
     ),
+    "flux-dev": (FluxTransformer2DModel, {"guidance_embeds": True}),
+    "flux-schnell": (FluxTransformer2DModel, {}),
     "stable-diffusion-vae": (
         AutoencoderKL,
         {
@@ -202,6 +215,22 @@ def text_unets():
         )
 
 
+def flux():
+    model = torch_models.randomized(FluxTransformer2DModel(**FLUX))
+    x, v, u = draw(3, 4, 6, 2).astype(np.float64)
+    given = {"hidden_states": draw(5, 6), "pooled": draw(5), "guidance": np.float32(2.5)}
+    network = torch_models.flux(model.double(), 621.5, *given.values())
+    y, jv, jtu = torch_models.products(network, x, v, u)
+    save(
+        "flux",
+        model.float(),
+        {"_class_name": "FluxTransformer2DModel", **FLUX},
+        **given,
+        t=np.float32(621.5),
+        **{"x": x, "v": v, "u": u, "y": y, "jv": jv, "jtu": jtu},
+    )
+
+
 def autoencoder():
     options = {
         "block_out_channels": (4, 8),
@@ -244,6 +273,8 @@ if __name__ == "__main__":
     with torch_models.precise_times():
         unets()
         text_unets()
+        with torch_models.precise_rotations():
+            flux()
     autoencoder()
     text_encoder()
     full_sizes()
