@@ -37,6 +37,7 @@ from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
 from memjax.auditing.plan import DETECTORS, SAMPLE_DETECTORS
 from memjax.detect.combined import Difference
+from memjax.detect.neighbors import Blurred
 from memjax.detect.p_laplace import PLaplaceFlux
 from memjax.detect.plan import cost, plan_evaluations, requirements
 
@@ -188,6 +189,13 @@ def methods(kinds: Sequence[type], setting: Setting, bed: Bed) -> list[Method]:
             return Difference(PLaplaceFlux(sigma, radius=radius), weight=weight)
 
         add(over, True)
+    for num_pairs in (8, 16) if bed.images.ndim == 4 and bed.conditions is None else ():
+
+        def near(sigma: float, radius: float, num_pairs: int = num_pairs) -> Difference:
+            flux = PLaplaceFlux(sigma, radius=radius, num_pairs=num_pairs)
+            return Difference(flux, Blurred(), 0.5)
+
+        add(near, True, f"p_laplace_flux(num_pairs={num_pairs})_over_0.5_blurred")
     return out
 
 
@@ -358,7 +366,7 @@ def _targets(name: str, rows: list[dict[str, Any]]) -> list[Target]:
         question: str, most: int, bounds: dict[str, float], by: str, compared: bool = False
     ) -> list[Target]:
         cheap = [row for row in rows if row.get("products", math.inf) <= most]
-        fit = [row for row in cheap if ("_over_" in row["method"]) == compared]
+        fit = [row for row in cheap if row["method"].endswith("_baseline") == compared]
         if not fit:
             return []
         best = max(fit, key=lambda row: row["questions"][by]["merit"] or -math.inf)

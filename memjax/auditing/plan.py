@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from memjax.data.images import ImageSet
 from memjax.detect.combined import Difference, FluxAndLoss
 from memjax.detect.denoising_loss import DenoisingLoss
 from memjax.detect.local_dimension import FLIPD, EffectiveDimension, FluxDimension
+from memjax.detect.neighbors import Blurred
 from memjax.detect.p_laplace import PLaplace, PLaplaceFlux
 from memjax.detect.plan import requirements
 from memjax.detect.protocol import Detector
@@ -79,12 +80,17 @@ DEFAULT_DETECTORS = (
 """What an audit runs unless told otherwise, as far as it can with what is given; the first is the
 primary one, by which rows rank."""
 
-BASELINE_WEIGHT = 0.5
-"""Share of the baseline's value that ``_over_baseline`` subtracts.
+COMPARISONS: dict[str, tuple[Any, float | int]] = {
+    "baseline": ("baseline", 0.5),
+    "null": ("null", 1),
+    "blurred": (Blurred(), 0.5),
+}
+"""What may follow ``_over_`` in a detector's name: what its value is compared with, and how much
+of the other value is subtracted.
 
 An earlier checkpoint, or a model of similar data, knows part of what makes an image easy and part
 of what makes it stored: on the graded digits half of its flux told members best, all of it no
-better than none.
+better than none. So with a neighbor of the image.
 """
 
 ALL = "all"
@@ -168,8 +174,9 @@ def find_kind(name: str) -> Kind:
 
     Args:
         name: one of ``DETECTORS`` or ``SAMPLE_DETECTORS``, or one of the former followed by
-            ``_over_baseline`` or ``_over_null``: its difference to half of the same under the
-            baseline, or to the same without the condition.
+            ``_over_baseline``, ``_over_null`` or ``_over_blurred``: its difference to half of the
+            same under the baseline, to the same without the condition, or to half of the same at
+            the blurred image.
 
     Returns:
         How to make one.
@@ -180,17 +187,14 @@ def find_kind(name: str) -> Kind:
     if name in SAMPLE_DETECTORS:
         return Kind(name, SAMPLE_DETECTORS[name], None)
     plain, over, against = name.rpartition("_over_")
-    if over and plain in DETECTORS and against in ("baseline", "null"):
-        kind = DETECTORS[plain]
-        weight = BASELINE_WEIGHT if against == "baseline" else 1
-        return Kind(
-            name, lambda sigma: Difference(kind(sigma), against, weight), kind.default_level
-        )
+    if over and plain in DETECTORS and against in COMPARISONS:
+        kind, (other, weight) = DETECTORS[plain], COMPARISONS[against]
+        return Kind(name, lambda sigma: Difference(kind(sigma), other, weight), kind.default_level)
     if name not in DETECTORS:
         known = ", ".join((*DETECTORS, *SAMPLE_DETECTORS))
         raise InputError(
-            f"detectors: unknown {name!r}; known: {known}; with _over_baseline or _over_null "
-            "after one: its difference to another score"
+            f"detectors: unknown {name!r}; known: {known}; with _over_baseline, _over_null or "
+            "_over_blurred after one: its difference to another score or image"
         )
     return Kind(name, DETECTORS[name], DETECTORS[name].default_level)
 

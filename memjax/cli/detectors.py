@@ -15,7 +15,8 @@ def detectors() -> int:
 
     'memjax audit --detector NAME' runs one at its level: the noise in standard deviations of the
     data. NAME@LEVEL runs it at another. NAME_over_baseline subtracts half of the same under
-    --baseline, and NAME_over_null the same without the condition.
+    --baseline, NAME_over_null the same without the condition, and NAME_over_blurred half of the
+    same at the blurred image.
 
     Products are those with the network, forward or with its Jacobian, for an image of 64 (3072)
     numbers. Detectors that need the same ones share them.

@@ -8,6 +8,7 @@ from .local_dimension import Dimensions as Dimensions
 from .local_dimension import EffectiveDimension as EffectiveDimension
 from .local_dimension import FluxDimension as FluxDimension
 from .local_dimension import dimension_profile as dimension_profile
+from .neighbors import Blurred as Blurred
 from .p_laplace import PLaplace as PLaplace
 from .p_laplace import PLaplaceFlux as PLaplaceFlux
 from .p_laplace import PublishedPLaplaceFlux as PublishedPLaplaceFlux
@@ -27,6 +28,7 @@ from .protocol import Evaluation as Evaluation
 from .protocol import Finding as Finding
 from .protocol import Local as Local
 from .protocol import Need as Need
+from .protocol import Neighbor as Neighbor
 from .protocol import Point as Point
 from .protocol import Product as Product
 from .protocol import Trajectory as Trajectory
@@ -55,6 +57,7 @@ __all__ = [
     "FLIPD",
     "Anisotropy",
     "BelowFloor",
+    "Blurred",
     "DenoisedNorm",
     "DenoisingLoss",
     "Detector",
@@ -72,6 +75,7 @@ __all__ = [
     "NearestSample",
     "Need",
     "NegativeShare",
+    "Neighbor",
     "NormalizedL2",
     "NormalizedVolumeGrowth",
     "PLaplace",

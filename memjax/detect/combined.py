@@ -1,7 +1,10 @@
-"""Detectors made of detectors: flux and loss on one sphere, and a difference between two scores."""
+"""Detectors made of detectors: flux and loss on one sphere, and differences.
+
+A difference is between two scores at one image, or between an image and one near it.
+"""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 
@@ -19,6 +22,7 @@ from memjax.detect.protocol import (
     Evidence,
     Finding,
     Need,
+    Neighbor,
     Point,
     Trajectory,
     check_sigma,
@@ -96,50 +100,70 @@ class FluxAndLoss:
         return finding(value, value, error, score=around.values, status=undefined)
 
 
+class _Side(NamedTuple):
+    """Which score, and around what."""
+
+    branch: Branch
+    neighbor: Neighbor | None
+
+
+_OWN = _Side(Branch(), None)
+"""The audited score, at the image."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A detector's value under the audited score minus its value, or part of it, under another.
+    """A detector's value minus its value, or part of it, under another score or at another image.
 
-        value = value(score) - weight value(other),  raw = raw(score) - weight raw(other)
+        value = value(score, x0) - weight value(other),  raw = raw(score, x0) - weight raw(other)
 
     What makes an image easy or hard for any model drops out of the difference; what this model
-    has learned of it stays. Both scores are evaluated at the same points, with the same draws.
+    has learned of it stays. Both values are taken at the same displacements, with the same draws.
 
     On trained models half a difference is better than a whole one: at a stored image the audited
-    model's value hardly depends on the image's difficulty any more, so that all of the baseline's
-    would put back what training has removed. Measured on the graded digits with ``PLaplaceFlux``
-    at sigma = 0.067 data standard deviations, seen once against never, rate at 1 % false
-    positives: 0.75 without a baseline; against a model that has not seen the images 0.93 with
-    weight 0.5 and 0.78 with weight 1; against an earlier checkpoint of the same training 0.90
-    and 0.77. Images repeated twice or more, against those seen once, are told best without a
-    baseline (rates for twice: 0.63, 0.42 with weight 0.5, 0.22 with weight 1). Losses, whose
-    spread at unseen images is far larger than at seen ones, bear less weight still.
+    model's value hardly depends on the image's difficulty any more, so that all of the other
+    value would put back what training has removed. Measured on the graded digits with
+    ``PLaplaceFlux`` at sigma = 0.067 data standard deviations, seen once against never, rate at
+    1 % false positives: 0.75 without a baseline; against a model that has not seen the images
+    0.93 with weight 0.5 and 0.78 with weight 1; against an earlier checkpoint of the same
+    training 0.90 and 0.77. Images repeated twice or more, against those seen once, another model
+    tells worse than none (rates for twice: 0.63, 0.42 with weight 0.5, 0.22 with weight 1).
+
+    A neighbor needs no other model, and helps with both: see ``benchmarks/detectors.py`` for
+    the flux less half of the flux at the blurred image. Which neighbor matters little (shifts by
+    a third of a pixel, rotations by 8 degrees and steps toward the blurred image do within 0.01
+    of it), as long as it is no training image itself: a mirrored image is one wherever training
+    mirrored its images. Losses, whose spread at unseen images is far larger than at seen ones,
+    bear less weight, and hardly any at a neighbor.
 
     Args:
         detector: what is compared; one that looks at one score only, the audited model's under
-            the row's own condition.
+            the row's own condition, and at the image itself.
         against: ``"baseline"``, another model given the row's own condition, such as an earlier
-            checkpoint or one not trained on these images; or ``"null"``, the audited model
-            without the condition.
+            checkpoint or one not trained on these images; ``"null"``, the audited model without
+            the condition; or a ``Neighbor``, the audited model at an image near by, such as
+            ``Blurred()``.
         weight: how much of the other value is subtracted, positive.
 
     Raises:
-        InputError: an argument out of range, or (from ``needs``) a detector that compares
-            scores itself.
+        InputError: an argument out of range, or (from ``needs``) a detector that makes a
+            comparison itself or, for a neighbor, one that does not look at the image.
 
-    Without raising: fails where the detector fails under either score, with that status.
+    Without raising: fails where the detector fails on either side, with that status.
 
-    Cost: that of the detector, twice; the half under the audited score is shared with it.
-    ``standard_error`` adds the two in squares: common draws make the difference more precise
-    than that wherever the two scores are alike.
+    Cost: that of the detector, twice; the half at the image under the audited score is shared
+    with it. ``standard_error`` adds the two in squares: common draws make the difference more
+    precise than that wherever the two scores are alike.
 
     References:
         Watson, Guo, Cormode, Sablayrolles (2022), "On the importance of difficulty calibration in
-        membership inference attacks", arXiv:2111.08440.
+        membership inference attacks", arXiv:2111.08440 (another model); Mattern et al. (2023),
+        "Membership inference attacks against language models via neighbourhood comparison",
+        arXiv:2305.18462 (neighbors, of texts and for the loss).
     """
 
     detector: Detector
-    against: Against = "baseline"
+    against: Against | Neighbor = "baseline"
     weight: float | int = 1
     name: ClassVar[str] = "difference"
     title: ClassVar[str] = "Difference"
@@ -148,21 +172,32 @@ class Difference:
     statement: ClassVar[str] = "How much more memorized the image looks than under another score."
 
     def __post_init__(self):
-        if self.against not in ("baseline", "null"):
-            raise InputError(f"against: expected 'baseline' or 'null', got {self.against!r}")
+        if not (isinstance(self.against, Neighbor) or self.against in ("baseline", "null")):
+            raise InputError(
+                f"against: expected 'baseline', 'null' or a neighbor, got {self.against!r}"
+            )
         if not 0.0 < self.weight < float("inf"):
             raise InputError(f"weight: expected a positive finite number, got {self.weight}")
         share = "" if self.weight == 1 else f"{self.weight:g} "
-        other = "another model" if self.against == "baseline" else "the model without a condition"
+        short, other = self._said
         own = {
-            "name": f"{self.detector.name}_over_{share.replace(' ', '_')}{self.against}",
-            "title": f"{self.detector.title} over {share}{self.against}",
+            "name": f"{self.detector.name}_over_{share.replace(' ', '_')}{short}",
+            "title": f"{self.detector.title} over {share}{short}",
             "raw_name": f"difference of {self.detector.raw_name}",
             "default_level": self.detector.default_level,
-            "statement": f"How much larger than under {other}: {self.detector.statement}",
+            "statement": f"How much larger than {other}: {self.detector.statement}",
         }
         for name, value in own.items():  # what tables and figures call this very difference
             object.__setattr__(self, name, value)
+
+    @property
+    def _said(self) -> tuple[str, str]:
+        """What it is compared with, in a name and in a sentence."""
+        if isinstance(self.against, Neighbor):
+            return self.against.name, f"at the image {self.against.name}"
+        if self.against == "baseline":
+            return "baseline", "under another model"
+        return "null", "under the model without a condition"
 
     @property
     def sigma(self) -> float:
@@ -170,32 +205,38 @@ class Difference:
         return self.detector.sigma
 
     @property
-    def _branch(self) -> Branch:
-        """The other score."""
+    def _other(self) -> _Side:
+        """What the value is compared with."""
+        if isinstance(self.against, Neighbor):
+            return _Side(Branch(), self.against)
         if self.against == "baseline":
-            return Branch(model="baseline")
-        return Branch(condition="null")
+            return _Side(Branch(model="baseline"), None)
+        return _Side(Branch(condition="null"), None)
 
     def needs(self, d: int) -> tuple[Need, ...]:
-        """Those of the detector, for both scores."""
+        """Those of the detector, for both sides."""
         needs = self.detector.needs(d)
+        other = self._other
         for need in needs:
-            here = _start(need.point).branch
-            others = (o for product in need.products for o in product.branches(here))
-            if any(branch != Branch() for branch in (here, *others)):
+            here = _side(need.point)
+            others = (o for product in need.products for o in product.branches(here.branch))
+            if here != _OWN or any(branch != Branch() for branch in others):
                 raise InputError(
                     f"detector: expected one that looks at one score, got {self.detector.name}"
                 )
-        other = self._branch
+            if other.neighbor is not None and _start(need.point).kind == "pure":
+                raise InputError(
+                    f"detector: expected one that looks at the image, got {self.detector.name}"
+                )
         return (*needs, *(Need(_moved(point, other), products) for point, products in needs))
 
     def finish(self, evidence: Evidence) -> Finding:
-        """The detector's finding under each score, the other's weighted, subtracted."""
+        """The detector's finding on each side, the other's weighted, subtracted."""
         given, other = (
             self.detector.finish(
-                {_moved(p, Branch()): e for p, e in evidence.items() if _start(p).branch == branch}
+                {_moved(p, _OWN): e for p, e in evidence.items() if _side(p) == side}
             )
-            for branch in (Branch(), self._branch)
+            for side in (_OWN, self._other)
         )
         status = jnp.where(given.status == Status.OK, other.status, given.status)
         failed = status != Status.OK
@@ -211,7 +252,12 @@ def _start(point: Point | Trajectory) -> Point:
     return point.start if isinstance(point, Trajectory) else point
 
 
-def _moved(point: Point | Trajectory, branch: Branch) -> Point | Trajectory:
-    """The same under another score."""
-    start = dataclasses.replace(_start(point), **branch._asdict())
+def _side(point: Point | Trajectory) -> _Side:
+    start = _start(point)
+    return _Side(start.branch, start.neighbor)
+
+
+def _moved(point: Point | Trajectory, side: _Side) -> Point | Trajectory:
+    """The same on another side."""
+    start = dataclasses.replace(_start(point), **side.branch._asdict(), neighbor=side.neighbor)
     return dataclasses.replace(point, start=start) if isinstance(point, Trajectory) else start

@@ -16,6 +16,7 @@ from memjax.detect.protocol import (
     Evaluation,
     Finding,
     Local,
+    Neighbor,
     Place,
     Point,
     Product,
@@ -67,11 +68,12 @@ def evaluate_detectors(
 
     groups: dict[tuple, list[Place]] = {}
     for place, branches in plan.places.items():
-        groups.setdefault(tuple(branches.items()), []).append(place)
+        groups.setdefault((place.neighbor, tuple(branches.items())), []).append(place)
     evidence: dict[Any, Any] = {}
-    for branches, places in groups.items():
+    for (neighbor, branches), places in groups.items():
         scores = {branch: score_of(branch) for branch, _ in branches}
-        found = _evaluate_group(scores, dict(branches), places, x, key)
+        center = _center(neighbor, x)
+        found = _evaluate_group(scores, dict(branches), places, center, key)
         for i, place in enumerate(places):
             here = jax.tree.map(lambda leaf, i=i: leaf[i], found)
             for (branch, branch_plan), (displacement, value, results) in zip(
@@ -82,8 +84,13 @@ def evaluate_detectors(
                 evidence[point] = Evaluation(displacement, value, products)
     for trajectory in plan.trajectories:
         which, branch_condition = score_of(trajectory.start.branch)
-        evidence[trajectory] = _follow(trajectory, which, branch_condition, x, key)
+        center = _center(trajectory.start.neighbor, x)
+        evidence[trajectory] = _follow(trajectory, which, branch_condition, center, key)
     return tuple(detector.finish(evidence) for detector in detectors)
+
+
+def _center(neighbor: Neighbor | None, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return x if neighbor is None else neighbor(x)
 
 
 def _evaluate_group(

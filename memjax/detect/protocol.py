@@ -21,6 +21,23 @@ from memjax.calculus.linearization import Linearization
 Kind = Literal["clean", "noised", "sphere", "pure"]
 
 
+@runtime_checkable
+class Neighbor(Protocol):
+    """Makes of an image one near it, such as ``memjax.detect.Blurred``.
+
+    Implementations are frozen and hashable: detectors that look at the same neighbor share it.
+
+    Attributes:
+        name: as it stands in a detector's name, such as ``"blurred"``.
+    """
+
+    name: ClassVar[str]
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The neighbor of an image, of its shape and dtype; traceable."""
+        ...
+
+
 class Branch(NamedTuple):
     """Which score is evaluated.
 
@@ -41,6 +58,7 @@ class Place(NamedTuple):
     draw: int
     sign: int
     radius: float
+    neighbor: Neighbor | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +79,8 @@ class Point:
         radius: distance from x0 for ``"sphere"``, standard deviation of the noise for ``"pure"``.
         condition: ``"given"`` (the row's own) or ``"null"``.
         model: ``"target"`` or the ``"baseline"`` it is compared with.
+        neighbor: what is made of the image first; x0 is then that neighbor. ``None`` for the
+            image itself.
     """
 
     sigma: float
@@ -70,11 +90,12 @@ class Point:
     radius: float = 0.0
     condition: Literal["given", "null"] = "given"
     model: Literal["target", "baseline"] = "target"
+    neighbor: Neighbor | None = None
 
     @property
     def place(self) -> Place:
         """Where, without which score."""
-        return Place(self.sigma, self.kind, self.draw, self.sign, self.radius)
+        return Place(self.sigma, self.kind, self.draw, self.sign, self.radius, self.neighbor)
 
     @property
     def branch(self) -> Branch:
@@ -158,7 +179,7 @@ class Evaluation(NamedTuple):
     """What the runner found at one point.
 
     Attributes:
-        displacement: x - x0.
+        displacement: x - x0, from the neighbor where the point has one.
         score: s(x, sigma).
         products: result of each product asked for at this point, by product.
     """

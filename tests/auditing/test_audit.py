@@ -13,7 +13,7 @@ from memjax._core.errors import InputError, MemjaxError
 from memjax.auditing import Calibration, audit
 from memjax.auditing.metrics import Truth
 from memjax.auditing.plan import (
-    BASELINE_WEIGHT,
+    COMPARISONS,
     DEFAULT_DETECTORS,
     SAMPLE_DETECTORS,
     Given,
@@ -363,7 +363,7 @@ def test_a_baseline_is_compared_with(model, images, tmp_path):
     weaker = with_score(model, lambda x, sigma, condition: 0.5 * model(x, sigma))
     result = run(model, images, detectors=["score_norm", OVER], baseline=weaker, out=tmp_path)
     norm, difference = (column(result, name).astype(float) for name in ("score_norm", OVER))
-    expected = norm - BASELINE_WEIGHT * norm / 2
+    expected = norm - COMPARISONS["baseline"][1] * norm / 2
     np.testing.assert_allclose(difference, expected, rtol=1e-4, atol=1e-12)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["baseline"]["event_shape"] == [4, 4, 1]

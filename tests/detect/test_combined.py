@@ -1,10 +1,13 @@
-"""Flux and loss in one number; differences between scores, of every kind of evaluation."""
+"""Flux and loss in one number; differences of scores or images, of every kind of evaluation."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
+from scipy.ndimage import gaussian_filter
 
 from memjax._core.cost import Cost
 from memjax._core.errors import InputError
@@ -12,6 +15,8 @@ from memjax._core.status import Status
 from memjax.detect import (
     FLIPD,
     AlongGap,
+    Blurred,
+    DenoisedNorm,
     Difference,
     FluxAndLoss,
     Need,
@@ -42,6 +47,16 @@ def gaussian(variance):
 
 
 TARGET, BASELINE = gaussian(0.25), gaussian(4.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubled:
+    """A neighbor of any point."""
+
+    name = "doubled"
+
+    def __call__(self, x):
+        return 2 * x
 
 
 def run(detectors, x=X, condition=None, target=TARGET, baseline=BASELINE):
@@ -128,6 +143,36 @@ def test_unusable_settings_are_refused(make, named):
 
 
 @pytest.mark.parametrize("detector", [FLIPD(0.5), SphereLoss(0.5, num_pairs=3), Growth()])
+def test_over_a_neighbor_it_is_the_difference_of_two_images(x64, detector):
+    def score(x, sigma, condition=None):
+        return -x / (0.25 + sigma**2) - 0.1 * x**3
+
+    x = X.astype(jnp.float64)
+    over = Difference(detector, Doubled(), weight=0.5)
+    own, both = run((detector, over), x, target=score)
+    (near,) = run((detector,), 2 * x, target=score)
+    np.testing.assert_allclose(both.value, own.value - 0.5 * near.value, rtol=1e-12)
+    np.testing.assert_allclose(both.raw, own.raw - 0.5 * near.raw, rtol=1e-12)
+    assert abs(own.value - near.value) > 1e-3
+    assert cost((over, detector), D) == cost((Difference(detector),), D)
+    assert requirements((over,), D) == Requirements(conditions=False, baseline=False)
+
+
+def test_the_blurred_image_is_that_of_an_image_library(x64):
+    """SciPy's filter, cut at four standard deviations, its border continued likewise."""
+    image = jax.random.normal(KEY, (9, 4, 2), jnp.float64)
+    for width in (0.5, 1.25):  # SciPy rounds where it cuts: four widths are whole here
+        expected = gaussian_filter(np.asarray(image), (width, width, 0), mode="nearest")
+        np.testing.assert_allclose(jax.jit(Blurred(width))(image), expected, atol=1e-12)
+    constant = jnp.full((3, 5, 1), 0.7, jnp.float32)
+    np.testing.assert_allclose(Blurred()(constant), constant, rtol=1e-6)
+    with pytest.raises(InputError, match=r"^width: expected"):
+        Blurred(0.0)
+    with pytest.raises(InputError, match=r"^neighbor: expected an image .* got \[5\]"):
+        run((Difference(SphereLoss(0.5), Blurred()),))
+
+
+@pytest.mark.parametrize("detector", [FLIPD(0.5), SphereLoss(0.5, num_pairs=3), Growth()])
 def test_it_is_the_difference_of_two_runs(x64, detector):
     condition = jnp.asarray(3.0, jnp.float64)
     x = X.astype(jnp.float64)
@@ -209,6 +254,10 @@ def test_it_says_what_is_compared():
     assert detector == Difference(SphereLoss(0.5), "null")
     assert Difference(SphereLoss(0.5), weight=0.5).name == "sphere_loss_over_0.5_baseline"
     assert hash(detector) != hash(Difference(SphereLoss(0.5)))
+    near = Difference(SphereLoss(0.5), Blurred(), 0.5)
+    assert near.name == "sphere_loss_over_0.5_blurred"
+    assert near.statement.startswith("How much larger than at the image blurred: ")
+    assert near == Difference(SphereLoss(0.5), Blurred(0.5), 0.5)
 
 
 def test_failure_of_either_is_failure():
@@ -233,3 +282,7 @@ def test_it_refuses_what_it_cannot_compare():
         Difference(Gap()).needs(D)
     with pytest.raises(InputError, match=r"^detector: expected one that looks at one score"):
         Difference(Difference(FLIPD(0.5))).needs(D)
+    with pytest.raises(InputError, match=r"^detector: expected one that looks at one score"):
+        Difference(Difference(FLIPD(0.5), Blurred()), Blurred()).needs(D)
+    with pytest.raises(InputError, match=r"^detector: expected one that looks at the image"):
+        Difference(DenoisedNorm(20.0), Blurred()).needs(D)
