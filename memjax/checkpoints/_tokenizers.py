@@ -181,7 +181,7 @@ class T5Tokenizer:
 
 def _unigram_ids(file: Path, content: Mapping[str, Any]) -> dict[str, int]:
     """The ids of all tokens, 0, 1, ...: of the vocabulary, then of those added to it."""
-    model, added = content.get("model"), content.get("added_tokens")
+    model, added = content.get("model"), content.get("added_tokens", [])
     kind = model.get("type") if isinstance(model, dict) else None
     if not isinstance(model, dict) or kind != "Unigram":
         fail(file, "a Unigram model", shown(kind))
@@ -193,7 +193,9 @@ def _unigram_ids(file: Path, content: Mapping[str, Any]) -> dict[str, int]:
     ids = {word: i for i, (word, _) in enumerate(words)}
     if len(ids) < len(words):
         fail(file, "words that differ", "one twice")
-    for token in added or []:
+    if not isinstance(added, list):
+        fail(file, "a list of added tokens", shown(added))
+    for token in added:
         word, i = (token.get("content"), token.get("id")) if isinstance(token, dict) else (None, 0)
         if not isinstance(word, str) or ids.setdefault(word, len(ids)) != i:
             fail(file, "added tokens with the ids after those of the vocabulary", shown(token))

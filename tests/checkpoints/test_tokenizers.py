@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from memjax._core.errors import CheckpointError
@@ -191,6 +192,7 @@ def added(**entry):
         (vocabulary(lambda v: v.append(v[0])), "expected words that differ, found one twice"),
         (added(content="new", id=7), "expected added tokens with the ids after .*'new'"),
         (added(content="cat"), "expected added tokens with the ids after .*'cat'"),
+        (lambda c: c.update(added_tokens=3), "expected a list of added tokens, found 3"),
         (lambda c: c.update(added_tokens=["a"]), "expected added tokens with the ids .*'a'"),
         (vocabulary(lambda v: v.pop(0)), "expected added tokens with the ids after "),
     ],
@@ -224,6 +226,70 @@ def test_what_the_library_refuses_is_one_line(pieces, change):
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: ") as caught:
         tokenizer("the cat")
     assert "\n" not in str(caught.value)
+
+
+VALUES = [None, 0, -1, 1, 10**6, 2**64, 1e308, "", "a", "\u2581", "Precompiled", [], {}, [[]], True]
+
+
+def places(value, path=()):
+    """The paths of all items of a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        yield (*path, key)
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
+
+
+def mutate(rng, content):
+    """Change or remove one to three items, anywhere."""
+    for _ in range(rng.integers(1, 4)):
+        where = list(places(content))
+        *path, last = where[rng.integers(len(where))]
+        item = content
+        for key in path:
+            item = item[key]
+        if rng.random() < 0.3:
+            del item[last]
+        else:
+            item[last] = VALUES[rng.integers(len(VALUES))]
+
+
+def attempt(folder):
+    """(ids of a prompt and the largest there is, None), or (None, the line that says why not)."""
+    try:
+        tokenizer = T5Tokenizer(folder)
+        return (tokenizer("the cat</s> \u732b, and a dog<extra_id_0>"), tokenizer.largest), None
+    except CheckpointError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize("count", [1_000, pytest.param(20_000, marks=pytest.mark.nightly)])
+def test_mutated_t5_tokenizers(pieces, count):
+    """Refused in one line, or ids of the right number that the tokenizer itself says it has."""
+    rng = np.random.default_rng(4)
+    file = pieces / "tokenizer.json"
+    content = json.loads(file.read_text())
+    # What is beside the words; there are too many of them to be hit by a change elsewhere.
+    content["model"]["vocab"] = content["model"]["vocab"][:12]
+    content["added_tokens"] = content["added_tokens"][:3]
+    whole = json.dumps(content)
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(count):
+        changed = json.loads(whole)
+        mutate(rng, changed)
+        file.write_text(json.dumps(changed))
+        found, message = attempt(pieces)
+        if found is None:
+            outcomes["refused"] += 1
+            assert message.startswith(str(pieces))
+            assert message.isprintable()
+        else:
+            outcomes["read"] += 1
+            ids, largest = found
+            assert ids.shape == (512,)
+            assert ids.min() >= 0
+            assert ids.max() <= largest
+    assert all(hits > count / 30 for hits in outcomes.values()), outcomes
 
 
 def test_an_interrupt_is_no_fault_of_the_file(pieces, monkeypatch):

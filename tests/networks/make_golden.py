@@ -4,9 +4,9 @@
 
 wants torch, diffusers and transformers. Each folder gets ``config.json``, ``model.safetensors``
 (random weights in half precision, which holds them exactly), and ``reference.npz``: inputs, and
-in double precision outputs and products, by PyTorch. The time features in these, and the rotary
-embeddings, are formed in double precision as well. ``full_sizes.json.xz`` has options, names and
-shapes of published models of full size.
+in double precision outputs and products, by PyTorch. The time features in these, the rotary
+embeddings and the means of T5 are formed in double precision as well. ``full_sizes.json.xz`` has
+options, names and shapes of published models of full size.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 import torch_models
 from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 GOLDEN = Path(__file__).with_name("golden")
 
@@ -150,6 +150,17 @@ ENCODER = CLIPTextConfig(
     bos_token_id=18,
     eos_token_id=19,
 )
+T5_ENCODER = T5Config(
+    vocab_size=20,
+    d_model=8,
+    d_kv=6,
+    d_ff=16,
+    num_layers=2,
+    num_heads=2,
+    relative_attention_num_buckets=12,
+    relative_attention_max_distance=20,
+    feed_forward_proj="gated-gelu",
+)
 
 
 def save(name, model, config, **arrays):
@@ -258,6 +269,15 @@ def text_encoder():
     save("clip-text", model.float(), ENCODER.to_dict(), tokens=tokens, pooled=pooled, **arrays)
 
 
+def t5_encoder():
+    model = torch_models.randomized(T5EncoderModel(T5_ENCODER))
+    tokens = np.random.default_rng(0).integers(0, 20, 30).astype(np.int32)
+    with torch_models.precise_means():
+        out = model.double()(torch.tensor(tokens, dtype=torch.int64)[None])
+    last = out.last_hidden_state[0].numpy()
+    save("t5-text", model.float(), T5_ENCODER.to_dict(), tokens=tokens, last=last)
+
+
 def full_sizes():
     listed = {}
     for name, (cls, options) in FULL_SIZES.items():
@@ -277,4 +297,5 @@ if __name__ == "__main__":
             flux()
     autoencoder()
     text_encoder()
+    t5_encoder()
     full_sizes()

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from memjax.networks.autoencoder_kl import AutoencoderKL
 from memjax.networks.clip_text import CLIPTextModelWithProjection
 from memjax.networks.flux import FluxTransformer2DModel
+from memjax.networks.t5_encoder import T5EncoderModel
 from memjax.networks.unet2d import UNet2DModel
 from memjax.networks.unet2d_condition import TextCondition, UNet2DConditionModel
 
@@ -85,6 +86,15 @@ def test_text_encoder(loaded, compiled, x64, dtype, atol):
     found = compiled(lambda f, tokens: f(tokens), encoder, tokens)(encoder, tokens)
     for name, a in found._asdict().items():
         np.testing.assert_allclose(a, golden[name], atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(np.float32, 1e-5), (np.float64, 1e-7)])
+def test_t5_encoder(loaded, compiled, x64, dtype, atol):
+    encoder, golden = load(loaded, "t5-text", T5EncoderModel)
+    encoder = jax.tree.map(lambda a: a.astype(dtype), encoder)
+    tokens = jnp.asarray(golden["tokens"])
+    found = compiled(lambda f, tokens: f(tokens), encoder, tokens)(encoder, tokens)
+    np.testing.assert_allclose(found, golden["last"], atol=atol, rtol=0)
 
 
 @functools.cache
