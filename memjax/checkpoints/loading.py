@@ -64,10 +64,10 @@ def load(
             none, or odd for Flux.
 
     A distilled model (latent consistency, turbo, every published Flux) loads with a warning: it is
-    not the score of the density that it was trained on. Flux dev takes the strength of guidance
-    that it imitates from ``TextCondition.guidance``: without one it is 1, no guidance. The sizes
-    that ``memjax.checkpoints.load_prompts`` tells Stable Diffusion XL are those of the
-    configuration, whatever ``sample_size``.
+    not the score of the density that it was trained on. Flux dev is told the strength of guidance
+    that it imitates; that of ``load_prompts`` is 1, no guidance, and
+    ``condition._replace(guidance=...)`` says another. The sizes that ``load_prompts`` tells Stable
+    Diffusion XL are those of the configuration, whatever ``sample_size``.
 
     References:
         von Platen et al. (2022), diffusers, https://github.com/huggingface/diffusers.

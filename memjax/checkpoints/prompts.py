@@ -16,6 +16,7 @@ from memjax.checkpoints._layout import Layout, blamed_on, image_sides, recognize
 from memjax.checkpoints._safetensors import read_json, read_weights
 from memjax.checkpoints._tokenizers import ClipTokenizer, T5Tokenizer
 from memjax.networks.clip_text import CLIPTextModel, CLIPTextModelWithProjection
+from memjax.networks.flux import NO_GUIDANCE
 from memjax.networks.t5_encoder import T5EncoderModel
 from memjax.networks.unet2d_condition import TextCondition
 
@@ -111,10 +112,11 @@ def _stable_diffusion_xl(found: tuple, *, time_ids: tuple[int, ...]) -> TextCond
     return TextCondition(hidden, found[-1].pooled, jnp.tile(times, (len(hidden), 1)))
 
 
-def _flux(found: tuple) -> TextCondition:
-    """The hidden states of T5, and the row of CLIP's that ends the text."""
+def _flux(found: tuple, *, guided: bool) -> TextCondition:
+    """The hidden states of T5, the row of CLIP's that ends the text, and guidance 1 for dev."""
     clip, t5 = found
-    return TextCondition(t5, clip.pooled)
+    guidance = jnp.full(len(t5), NO_GUIDANCE, jnp.float32) if guided else None
+    return TextCondition(t5, clip.pooled, guidance=guidance)
 
 
 def load_prompts(
@@ -177,7 +179,8 @@ def read_prompts(layout: Layout, *, variant: str | None, dtype: Any) -> PromptEn
         name: _read_encoder(layout, name, kind, variant, dtype) for name, kind in kinds.items()
     }
     if flux:
-        return PromptEncoder(parts, _flux, False)
+        guided = bool(layout.config.get("guidance_embeds"))
+        return PromptEncoder(parts, functools.partial(_flux, guided=guided), False)
     if layout.config.get("addition_embed_type") != "text_time":
         return PromptEncoder(parts, _stable_diffusion, False)
     join = functools.partial(_stable_diffusion_xl, time_ids=_time_ids(layout))

@@ -28,9 +28,11 @@ from memjax.networks.unet2d_condition import TextCondition
 PATCH = 2
 """Pixels of the latent on a side of what becomes one token."""
 
+NO_GUIDANCE = 1.0
+"""The strength that stands for none: the text-conditional velocity itself, not pushed further."""
+
 _EPS = 1e-6
 _TIMES = TimeFeatures(256, cosines_first=True, shift=0)
-_NO_GUIDANCE = 1.0
 
 
 class FluxOptions(NamedTuple):
@@ -192,7 +194,7 @@ class FluxTransformer2DModel(eqx.Module):
         e = perceptron(p / "timestep_embedder", _TIMES(t, dtype), d, "silu")
         if self.options.guidance_embeds:
             given = condition.guidance
-            strength = jnp.asarray(_NO_GUIDANCE if given is None else given)
+            strength = jnp.asarray(NO_GUIDANCE if given is None else given)
             features = _TIMES(1000 * strength, dtype)
             e = e + perceptron(p / "guidance_embedder", features, d, "silu")
         return e + perceptron(p / "text_embedder", condition.pooled.astype(dtype), d, "silu")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from memjax._core.errors import CheckpointError, InputError
-from memjax.checkpoints import load
+from memjax.checkpoints import load, load_prompts
 from memjax.checkpoints.inspect import inspect_model
 from memjax.diffusion.sampling import ddim
 from memjax.diffusion.schedule import FlowMatching
@@ -18,6 +18,7 @@ from memjax.networks import FluxTransformer2DModel, TextCondition
 
 GOLDEN = Path(__file__).parents[1] / "networks" / "golden" / "flux"
 SIDES = (4, 6)
+PROMPT = "a photo of the cat and the dog"
 WARNING = "ignore:.*looks like a distilled model"
 pytestmark = pytest.mark.filterwarnings(WARNING)
 
@@ -133,6 +134,44 @@ def test_steps_of_the_sampler_are_those_of_diffusers(flux, torch_pipelines, text
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
+def test_from_a_prompt_to_latents(torch_pipelines, tmp_path, fast_compile):
+    """The whole way of the pipeline of diffusers, from the same noise."""
+    texts = torch_pipelines.flux_text(tmp_path)
+    pipeline = torch_pipelines.flux(tmp_path / "pipeline", guidance=True, **texts)
+    pipeline.set_progress_bar_config(disable=True)
+    model = load(tmp_path / "pipeline", sample_size=SIDES)
+    names = ["transformer", "vae", "text_encoder", "text_encoder_2"]
+    assert [name for name, _ in model.origin.sha256] == names
+    encode = load_prompts(tmp_path / "pipeline")
+    empty = encode("")
+    for name in ("hidden_states", "pooled"):
+        found = getattr(model.null_condition, name)
+        np.testing.assert_array_equal(found, getattr(empty, name))
+    assert inspect_model(tmp_path / "pipeline").null_condition
+    noise = np.random.default_rng(4).normal(size=(*SIDES, 4)).astype(np.float32)
+    x_t = torch_pipelines.tensor(noise)
+    expected = pipeline(
+        PROMPT,
+        height=2 * SIDES[0],
+        width=2 * SIDES[1],
+        sigmas=[0.95, 0.7, 0.4],
+        num_inference_steps=3,
+        guidance_scale=2.5,
+        latents=pipeline._pack_latents(x_t, *x_t.shape),
+        output_type="latent",
+    ).images
+    expected = pipeline._unpack_latents(expected, *SIDES, 1)
+    times = pipeline.scheduler.sigmas.numpy()
+    sigmas = jnp.asarray(times / (1 - times))
+    start, prompt = noise / (1 - times[0]), encode(PROMPT)._replace(guidance=jnp.float32(2.5))
+    follow = jax.jit(lambda score, x, c: ddim(score, x, sigmas, c))
+    follow = follow.lower(model, start, prompt).compile(compiler_options=fast_compile)
+    expected = torch_pipelines.array(expected)
+    found = follow(model, start, prompt)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
 def test_the_folder_is_described(saved):
     pipeline, folder = saved
     found = inspect_model(folder)
@@ -176,7 +215,7 @@ def test_one_network_without_pytorch(alone):
     condition = TextCondition(**{name: jnp.asarray(golden[name]) for name in names})
     assert isinstance(model.raw_score.network, FluxTransformer2DModel)
     t = float(golden["t"]) / 1000
-    x = jnp.asarray(golden["x"] / (1 - t), jnp.float32)
+    x = np.asarray(golden["x"] / (1 - t), np.float32)
     found = jax.jit(lambda m, x, c: m(x, t / (1 - t), c))(model, x, condition)
     expected = (golden["x"] - t * golden["y"] - x) * ((1 - t) / t) ** 2
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -73,7 +73,7 @@ def test_conditions_are_those_of_flux(flux):
     hidden, pooled, _ = (a.numpy() for a in pipeline.encode_prompt(prompts, device="cpu"))
     found = encoder(prompts)
     assert found.hidden_states.shape == (3, 512, 10)
-    assert (found.time_ids, found.guidance) == (None, None)
+    assert (found.time_ids, found.guidance.tolist()) == (None, [1, 1, 1])
     # Either side's sums of 512 tokens are 2e-5 from those in double precision.
     np.testing.assert_allclose(found.hidden_states, hidden, atol=1e-4)
     np.testing.assert_allclose(found.pooled, pooled, atol=1e-5)
