@@ -13,11 +13,11 @@ from jaxtyping import Array, Int
 
 from memjax._core.errors import CheckpointError, InputError
 from memjax.checkpoints._layout import Layout, blamed_on, image_sides, recognize
-from memjax.checkpoints._safetensors import read_json, read_weights
+from memjax.checkpoints._safetensors import read_json, read_weights, weight_shapes
 from memjax.checkpoints._tokenizers import ClipTokenizer, T5Tokenizer
 from memjax.networks.clip_text import CLIPTextModel, CLIPTextModelWithProjection
 from memjax.networks.flux import NO_GUIDANCE
-from memjax.networks.t5_encoder import T5EncoderModel
+from memjax.networks.t5_encoder import T5EncoderModel, T5EncoderOptions
 from memjax.networks.unet2d_condition import TextCondition
 
 _CLIP = {
@@ -196,20 +196,22 @@ def _read_encoder(
             raise CheckpointError(f"{layout.root}: expected a part {part!r}, found none")
     folder = layout.require(name, kinds)
     config = read_json(folder / "config.json")
-    weights = read_weights(folder, "model", variant=variant, dtype=dtype)
+    model = _ENCODERS[layout.parts()[name]]
+    # What is quick to refuse comes before the weights, many gigabytes of T5.
     with blamed_on(folder / "config.json"):
-        model = _ENCODERS[layout.parts()[name]].from_weights(weights.arrays, config)
-    if isinstance(model, T5EncoderModel):
+        options = model.from_weights(weight_shapes(folder, "model", variant), config).options
+    if isinstance(options, T5EncoderOptions):
         words = T5Tokenizer(layout.require(tokenizer, _T5_TOKENIZERS, None))
     else:
-        longest = model.options.max_position_embeddings
+        longest = options.max_position_embeddings
         words = ClipTokenizer(layout.require(tokenizer, _CLIP_TOKENIZERS, None), longest)
-    if words.largest >= model.options.vocab_size:
+    if words.largest >= options.vocab_size:
         raise CheckpointError(
             f"{words.folder}: expected ids below the text encoder's vocab_size = "
-            f"{model.options.vocab_size}, found {words.largest}"
+            f"{options.vocab_size}, found {words.largest}"
         )
-    return _TextEncoder(words, model, weights.sha256)
+    weights = read_weights(folder, "model", variant=variant, dtype=dtype)
+    return _TextEncoder(words, model.from_weights(weights.arrays, config), weights.sha256)
 
 
 def _time_ids(layout: Layout) -> tuple[int, ...]:
