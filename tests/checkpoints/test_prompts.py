@@ -89,15 +89,20 @@ def test_conditions_are_those_of_flux(flux):
     assert [t.shape for t in encoder.tokenize(prompts)] == [(3, 77), (3, 512)]
 
 
-def test_a_shorter_text_of_flux(flux, tmp_path):
+def rewrite(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_schnell_is_told_no_guidance_and_a_shorter_text(flux, tmp_path):
     """Where the folder says 256, as those who run schnell do, that is the length."""
     pipeline, folder = flux[0], shutil.copytree(flux[1], tmp_path / "pipeline")
-    file = folder / "tokenizer_2" / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 256}))
+    rewrite(folder / "transformer" / "config.json", guidance_embeds=False)
+    rewrite(folder / "tokenizer_2" / "tokenizer_config.json", model_max_length=256)
     prompt = "the photo of a dog"
     hidden, *_ = pipeline.encode_prompt(prompt, device="cpu", max_sequence_length=256)
-    found = load_prompts(folder)(prompt).hidden_states
-    np.testing.assert_allclose(found, hidden[0].numpy(), atol=1e-4)
+    found = load_prompts(folder)(prompt)
+    assert found.guidance is None
+    np.testing.assert_allclose(found.hidden_states, hidden[0].numpy(), atol=1e-4)
 
 
 def test_parts_of_flux_that_do_not_fit_are_named(flux, tmp_path, monkeypatch):
