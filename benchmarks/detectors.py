@@ -195,7 +195,7 @@ def methods(kinds: Sequence[type], setting: Setting, bed: Bed) -> list[Method]:
             flux = PLaplaceFlux(sigma, radius=radius, num_pairs=num_pairs)
             return Difference(flux, Blurred(), 0.5)
 
-        add(near, True, f"p_laplace_flux(num_pairs={num_pairs})_over_0.5_blurred")
+        add(near, True, f"p_laplace_flux_over_0.5_blurred(num_pairs={num_pairs})")
     return out
 
 

@@ -4,9 +4,11 @@ Every row of the table is a classifier for each question, fitted on five trainin
 on five others: logistic regression, one weight a feature. The features of the first are all local
 statistics together: score norm, flux and sphere loss at six noise levels and three radii, a
 thousand evaluations an image, where a detector takes thirty. What it does not find, no rule made
-of them does. The others add what nobody has who holds one model, from the training runs:
+of them does. The second adds the same statistics at the blurred image, which tell how hard an
+image like it is. The others add to the first what nobody has who holds one model, from the
+training runs, and the last has everything:
 
-- neighbors: distances to the training rows nearby, their number, and the image's brightness;
+- rows nearby: distances to the training rows nearby, their number, and the image's brightness;
 - exposures: how often the training drew the row lately, beyond what its multiplicity makes expect,
   at low and at middle noise. Batches are drawn with replacement;
 - shadows: the mean of the statistics of the same image under the models of the other nine seeds,
@@ -27,6 +29,7 @@ from benchmarks.harness import Case, Table
 from memjax._core.keys import derive_key
 from memjax.data.testbeds import graded as graded_rows
 from memjax.detect.combined import FluxAndLoss
+from memjax.detect.neighbors import Blurred
 from memjax.detect.p_laplace import PLaplaceFlux
 from memjax.detect.score_norm import ScoreNorm
 from memjax.detect.sphere_loss import SphereLoss
@@ -68,7 +71,7 @@ def log_statistics(found: np.ndarray) -> np.ndarray:
     return np.stack(out, axis=1)
 
 
-def neighbors(images: np.ndarray, multiplicity: np.ndarray) -> np.ndarray:
+def rows_nearby(images: np.ndarray, multiplicity: np.ndarray) -> np.ndarray:
     """The image among the training rows, [row, feature]."""
     flat = images.reshape(len(images), -1).astype(np.float64)
     squares = np.sum(flat**2, axis=1)
@@ -155,16 +158,18 @@ def fit(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def rows(
     found: dict[int, np.ndarray],
+    blurred: dict[int, np.ndarray],
     multiplicity: dict[int, np.ndarray],
     images: np.ndarray,
     exposed: dict[int, np.ndarray],
     tuning: tuple[int, ...],
     scoring: tuple[int, ...],
 ) -> list[dict[str, Any]]:
-    """The table, from values [level, detector, row] on every seed."""
+    """The table, from values [level, detector, row] on every seed, at the images and blurred."""
     seeds = (*tuning, *scoring)
     statistics = {seed: log_statistics(found[seed]) for seed in seeds}
-    around = {seed: neighbors(images, multiplicity[seed]) for seed in seeds}
+    easier = {seed: log_statistics(blurred[seed]) for seed in seeds}
+    around = {seed: rows_nearby(images, multiplicity[seed]) for seed in seeds}
     shadow = {seed: shadows(seed, statistics, multiplicity) for seed in seeds}
     questions = {
         seed: {
@@ -177,10 +182,13 @@ def rows(
     methods: dict[str, dict[int, np.ndarray] | None] = {
         "flux and sphere loss, 32 products": None,
         "all local statistics": {},
+        "and at the blurred image": easier,
         "and exposures": exposed,
-        "and neighbors": around,
+        "and rows nearby": around,
         "and shadows": shadow,
-        "and all three": {s: np.hstack([exposed[s], around[s], shadow[s]]) for s in seeds},
+        "and all four": {
+            s: np.hstack([easier[s], exposed[s], around[s], shadow[s]]) for s in seeds
+        },
     }
     out = []
     for method, extra in methods.items():
@@ -213,15 +221,17 @@ def rows(
 
 def _compute(quick: bool, seed: int):
     tuning, scoring = ((1, 2), (6,)) if quick else (TUNING, SCORING)
-    found, multiplicity, exposed, images = {}, {}, {}, None
+    found, blurred, multiplicity, exposed, images = {}, {}, {}, {}, None
     for training in (*tuning, *scoring):
         bed, planted = graded(STEPS, training, quick), graded_rows(training, GROUP_SIZES)
         found[training] = np.stack([values(bed, AT_A_LEVEL, sigma, 300) for sigma in SIGMAS])
+        near = bed._replace(images=np.asarray(jax.vmap(Blurred())(bed.images)))
+        blurred[training] = np.stack([values(near, AT_A_LEVEL, sigma, 300) for sigma in SIGMAS])
         multiplicity[training], images = planted.multiplicity, planted.images
         steps = QUICK_STEPS[STEPS] if quick else STEPS
         exposed[training] = exposures(training, planted.train_indices, planted.multiplicity, steps)
     assert images is not None
-    return rows(found, multiplicity, images, exposed, tuning, scoring), []
+    return rows(found, blurred, multiplicity, images, exposed, tuning, scoring), []
 
 
 def _make(quick: bool, seed: int) -> Table:

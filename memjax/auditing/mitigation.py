@@ -16,6 +16,7 @@ from memjax.evaluate.distances import find_copies
 from memjax.mitigate.initial_noise import sail
 from memjax.mitigate.objectives import NoiseObjective, judge_cost, judge_noises
 from memjax.mitigate.prompt import embed_conditions, optimize_prompts
+from memjax.networks.unet2d_condition import TextCondition
 from memjax.training.testbeds import prompts_testbed
 
 Method = Literal["sail", "prompt"]
@@ -268,6 +269,15 @@ def _typical_gap(
     return float(np.median(start.before)), sum(np.asarray(part) for part in start.cost)
 
 
+def _words(conditions: PyTree) -> PyTree:
+    """What other words would change of a text's condition: not the sizes, not the guidance."""
+    if not isinstance(conditions, TextCondition):
+        return None
+    words = ("hidden_states", "pooled")
+    given = [name for name, leaf in conditions._asdict().items() if leaf is not None]
+    return conditions._replace(**{name: jnp.float32(name in words) for name in given})
+
+
 def _reworded(
     model: Model,
     conditions: PyTree,
@@ -280,7 +290,7 @@ def _reworded(
     changed, vectors = _embedded(model, conditions)
     found = optimize_prompts(
         changed, key=key, conditions=vectors, sigma=sigma, target=target,
-        num_steps=PROMPT_STEPS,
+        num_steps=PROMPT_STEPS, trainable=_words(vectors),
     )  # fmt: skip
     count = len(found.before)
 

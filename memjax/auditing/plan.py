@@ -1,6 +1,7 @@
 """What an audit will do: which detectors at which noise levels, in which chunks."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,8 @@ SAMPLE_DETECTORS: dict[str, type] = {
 """Detectors that look at generated samples, by name: ``kind()`` makes one."""
 
 DEFAULT_DETECTORS = (
-    "flux_and_loss",
+    "p_laplace_flux_over_blurred",
+    "p_laplace_flux",
     "flipd",
     "effective_dimension",
     "score_norm",
@@ -131,12 +133,14 @@ class Given(NamedTuple):
     baseline: bool = True
     samples: bool = True
 
-    def missing(self, detector: Detector | SampleDetector, d: int) -> str | None:
+    def missing(
+        self, detector: Detector | SampleDetector, event_shape: tuple[int, ...]
+    ) -> str | None:
         """What a detector needs and has not got.
 
         Args:
             detector: the detector.
-            d: numbers in one image.
+            event_shape: of one image of the model.
 
         Returns:
             ``None`` if it can run, otherwise a clause that says why not.
@@ -145,11 +149,13 @@ class Given(NamedTuple):
             if self.samples:
                 return None
             return "compares the rows with generated samples; give samples, or draw some"
-        needed = requirements((detector,), d)
+        needed = requirements((detector,), math.prod(event_shape))
         if needed.conditions and not self.conditions:
             return "needs the rows' own conditions; give conditions"
         if needed.baseline and not self.baseline:
             return "compares the model with another one; give a baseline"
+        if needed.images and len(event_shape) != 3:
+            return f"needs images [height, width, channels], the model's are {list(event_shape)}"
         return None
 
 
@@ -269,14 +275,13 @@ def plan_detectors(
         InputError: unknown name, unreadable level, two detectors with one column, or one named
             that lacks what it needs.
     """
-    d = int(np.prod(model.event_shape))
     wanted = DEFAULT_DETECTORS if specs is None else (specs,) if isinstance(specs, str) else specs
     planned: list[PlannedDetector] = []
     for spec in wanted:
         if spec == ALL:
             continue
         entry = _plan_one(spec, model)
-        lack = given.missing(entry.detector, d)
+        lack = given.missing(entry.detector, model.event_shape)
         if lack is None:
             planned.append(entry)
         elif specs is not None:
@@ -287,7 +292,9 @@ def plan_detectors(
     if ALL in wanted:
         names = dict.fromkeys((*DEFAULT_DETECTORS, *DETECTORS, *SAMPLE_DETECTORS))
         others = (_plan_one(name, model) for name in names if name not in labels)
-        planned += [entry for entry in others if given.missing(entry.detector, d) is None]
+        planned += [
+            entry for entry in others if given.missing(entry.detector, model.event_shape) is None
+        ]
     if not planned:
         raise InputError("detectors: expected at least one, got none")
     return tuple(planned)

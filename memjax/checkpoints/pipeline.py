@@ -26,7 +26,7 @@ from memjax.diffusion.schedule import Schedule
 from memjax.networks.autoencoder_kl import AutoencoderKL
 from memjax.networks.flux import FluxTransformer2DModel
 from memjax.networks.unet2d import UNet2DModel
-from memjax.networks.unet2d_condition import UNet2DConditionModel
+from memjax.networks.unet2d_condition import TextCondition, UNet2DConditionModel
 
 PIXEL_STD = 0.5
 """Standard deviation assumed of images in [-1, 1], where nothing says it."""
@@ -123,20 +123,19 @@ def read_model(layout: Layout, *, variant: str | None, dtype: Any, data_std: flo
     warn_if_distilled(layout, scheduler)
     schedule, prediction = read_schedule(layout)
     sample_sides(layout)  # what is quick to refuse comes before the weights
+    # The text encoders are let go before the network is read: T5 is half as large as Flux.
+    null, texts = _read_null_condition(layout, variant, dtype)
     weights = read_weights(layout.folder, variant=variant, dtype=dtype)
     with blamed_on(layout.config_file):
         raw = CLASSES[layout.kind].from_weights(weights.arrays, layout.config)
     network = precondition(raw, scheduler, scheduler_file)
     score = from_prediction(network, prediction=prediction, schedule=schedule)
     digests = [(layout.part, weights.sha256)]
-    encode, decode, null = identity, identity, None
+    encode, decode = identity, identity
     if "vae" in layout.parts():
         encode, decode, digest = _read_vae(layout, variant, dtype)
         digests.append(("vae", digest))
-    if any(name.startswith("text_encoder") for name in layout.parts()):
-        prompts = read_prompts(layout, variant=variant, dtype=dtype)
-        null = prompts.null
-        digests += prompts.sha256
+    digests += texts
     guess = data_std is None
     if data_std is not None:
         source = "given"
@@ -166,6 +165,16 @@ def read_model(layout: Layout, *, variant: str | None, dtype: Any, data_std: flo
             assumed=guess,
         ),
     )
+
+
+def _read_null_condition(
+    layout: Layout, variant: str | None, dtype: Any
+) -> tuple[TextCondition | None, tuple[tuple[str, str], ...]]:
+    """The empty prompt's condition where there are text encoders, and their hashes."""
+    if not any(name.startswith("text_encoder") for name in layout.parts()):
+        return None, ()
+    prompts = read_prompts(layout, variant=variant, dtype=dtype)
+    return prompts.null, prompts.sha256
 
 
 def _read_vae(

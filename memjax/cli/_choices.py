@@ -104,13 +104,6 @@ def prompt_conditions(prompts: str, model: Any, model_dir: str) -> tuple[tuple[s
     return _names(numbers), as_labels(np.array(numbers), model, "--prompts")
 
 
-def usual_guidance(model: Any) -> float:
-    """The guidance that samples are drawn with unless told otherwise: 7.5 for text."""
-    from memjax.networks.unet2d_condition import TextCondition
-
-    return 7.5 if isinstance(model.null_condition, TextCondition) else 1.0
-
-
 def _listed(path: Path, suffix: str) -> tuple[int, tuple[str, ...]]:
     """How many prompts stand in a file, and their names."""
     if suffix == ".npy":

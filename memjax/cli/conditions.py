@@ -155,3 +155,15 @@ def encode_prompts(prompts: Sequence[str], model: Any, model_dir: str, what: str
     encoded = load_prompts(model_dir)(distinct)
     rows = np.array([distinct.index(prompt) for prompt in prompts])
     return jax.tree.map(lambda leaf: leaf[rows], encoded)
+
+
+def usual_guidance(model: Any) -> float:
+    """The guidance that samples are drawn with unless told otherwise: 7.5 for text.
+
+    Flux has its guidance within, or none.
+    """
+    from memjax.checkpoints._layout import FLUX
+    from memjax.networks.unet2d_condition import TextCondition
+
+    text = isinstance(model.null_condition, TextCondition) and model.origin.network != FLUX
+    return 7.5 if text else 1.0

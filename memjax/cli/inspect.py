@@ -77,7 +77,7 @@ def _audit(found: Any, images: int) -> dict[str, Any]:
     for name in DEFAULT_DETECTORS:
         kind = find_kind(name)
         detector = kind.make() if kind.level is None else kind.make(1.0)
-        if given.missing(detector, d) is None:
+        if given.missing(detector, found.event_shape) is None:
             able.append((name, detector))
     products = cost(tuple(detector for _, detector in able), d).total
     rows, work = default_chunk_size(d), found.work

@@ -17,12 +17,11 @@ from memjax.cli._choices import (
     prompt_conditions,
     text_rows,
     text_table,
-    usual_guidance,
     write_table,
     writing,
 )
 from memjax.cli.app import COMPLETED, cli, console, messages
-from memjax.cli.conditions import image_shape, load_model, read_conditions
+from memjax.cli.conditions import image_shape, load_model, read_conditions, usual_guidance
 from memjax.cli.progress import progress_bar
 
 PAGE_ROWS, PAGES = 8, 12

@@ -15,12 +15,11 @@ from memjax.cli._choices import (
     prompt_conditions,
     text_rows,
     text_table,
-    usual_guidance,
     write_table,
     writing,
 )
 from memjax.cli.app import COMPLETED, cli, console, messages
-from memjax.cli.conditions import image_shape, load_model
+from memjax.cli.conditions import image_shape, load_model, usual_guidance
 from memjax.cli.progress import progress_bar
 
 PAGE_ROWS, PAGES = 16, 12
@@ -82,7 +81,7 @@ OBJECTIVES = ("pull", "exact", "gap", "paper", "algorithm", "released")
 @click.option(
     "--guidance",
     type=float,
-    help="Weight of classifier-free guidance [default: 7.5 for text, else 1].",
+    help="Weight of classifier-free guidance [default: 7.5 for text but for Flux, else 1].",
 )
 @click.option("--value-range", type=float, nargs=2, help="Black and white in float arrays.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)

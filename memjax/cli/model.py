@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from memjax.cli.app import cli, console, existing, messages
-from memjax.cli.conditions import as_labels, encode_prompts, load_model
+from memjax.cli.conditions import as_labels, encode_prompts, load_model, usual_guidance
 from memjax.cli.progress import progress_bar
 
 
@@ -72,7 +72,8 @@ def train(
 @click.option(
     "--guidance",
     type=float,
-    help="Weight of classifier-free guidance, 1 for none [default: 7.5 with --prompt, else 1]",
+    help="Weight of classifier-free guidance, 1 for none "
+    "[default: 7.5 with --prompt but for Flux, else 1]",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 def sample(
@@ -110,7 +111,8 @@ def sample(
         conditions = as_labels(np.full(num, label), model, "--label")
     if prompt is not None:
         conditions = encode_prompts([prompt] * num, model, model_dir, "--prompt")
-    weight = guidance if guidance is not None else 7.5 if prompt is not None else 1.0
+    usual = 1.0 if prompt is None else usual_guidance(model)
+    weight = usual if guidance is None else guidance
     if weight != 1 and (conditions is None or model.null_condition is None):
         raise click.UsageError("--guidance: expected a condition that the model can do without")
     with progress_bar(messages) as progress:

@@ -172,20 +172,23 @@ class Difference:
     statement: ClassVar[str] = "How much more memorized the image looks than under another score."
 
     def __post_init__(self):
-        if not (isinstance(self.against, Neighbor) or self.against in ("baseline", "null")):
+        if not isinstance(self.against, Neighbor) and self.against not in ("baseline", "null"):
             raise InputError(
                 f"against: expected 'baseline', 'null' or a neighbor, got {self.against!r}"
             )
         if not 0.0 < self.weight < float("inf"):
             raise InputError(f"weight: expected a positive finite number, got {self.weight}")
-        share = "" if self.weight == 1 else f"{self.weight:g} "
+        whole = self.weight == 1
         short, other = self._said
+        subtracted = short if whole else f"{self.weight:g} {short}"
+        over = f"the {short} image's" if isinstance(self.against, Neighbor) else subtracted
+        part = "" if whole else f"{self.weight:g} times the value "
         own = {
-            "name": f"{self.detector.name}_over_{share.replace(' ', '_')}{short}",
-            "title": f"{self.detector.title} over {share}{short}",
+            "name": f"{self.detector.name}_over_{subtracted.replace(' ', '_')}",
+            "title": f"{self.detector.title} over {over}",
             "raw_name": f"difference of {self.detector.raw_name}",
             "default_level": self.detector.default_level,
-            "statement": f"How much larger than {other}: {self.detector.statement}",
+            "statement": f"How much larger than {part}{other}: {self.detector.statement}",
         }
         for name, value in own.items():  # what tables and figures call this very difference
             object.__setattr__(self, name, value)
@@ -194,7 +197,7 @@ class Difference:
     def _said(self) -> tuple[str, str]:
         """What it is compared with, in a name and in a sentence."""
         if isinstance(self.against, Neighbor):
-            return self.against.name, f"at the image {self.against.name}"
+            return self.against.name, f"at the {self.against.name} image"
         if self.against == "baseline":
             return "baseline", "under another model"
         return "null", "under the model without a condition"

@@ -31,6 +31,7 @@ class Blurred:
 
     width: float = 0.5
     name: ClassVar[str] = "blurred"
+    needs_image: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 0.0 < self.width < math.inf:

@@ -150,10 +150,12 @@ class Requirements(NamedTuple):
         conditions: they compare the row's own condition with the null condition, or look at pure
             noise, where nothing but the condition tells rows apart.
         baseline: they compare the model with another one.
+        images: the model must be one of images [height, width, channels].
     """
 
     conditions: bool
     baseline: bool
+    images: bool = False
 
 
 def requirements(detectors: tuple[Detector, ...], d: int) -> Requirements:
@@ -166,12 +168,15 @@ def requirements(detectors: tuple[Detector, ...], d: int) -> Requirements:
     Returns:
         What at least one of them requires.
     """
-    conditions = baseline = False
+    conditions = baseline = images = False
     for detector in detectors:
         plan = plan_evaluations((detector,), d)
+        neighbors = {place.neighbor for place in plan.places}
+        neighbors |= {trajectory.start.neighbor for trajectory in plan.trajectories}
         branches = {branch for here in plan.places.values() for branch in here}
         branches |= {trajectory.start.branch for trajectory in plan.trajectories}
         conditions |= len({branch.condition for branch in branches}) > 1
         conditions |= any(place.kind == "pure" for place in plan.places)
         baseline |= any(branch.model == "baseline" for branch in branches)
-    return Requirements(conditions, baseline)
+        images |= any(neighbor is not None and neighbor.needs_image for neighbor in neighbors)
+    return Requirements(conditions, baseline, images)

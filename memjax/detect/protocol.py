@@ -29,9 +29,11 @@ class Neighbor(Protocol):
 
     Attributes:
         name: as it stands in a detector's name, such as ``"blurred"``.
+        needs_image: whether it takes images [height, width, channels] only.
     """
 
     name: ClassVar[str]
+    needs_image: ClassVar[bool]
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The neighbor of an image, of its shape and dtype; traceable."""

@@ -14,9 +14,10 @@ import memjax.auditing.run as run_module
 from memjax._core.errors import InputError
 from memjax.checkpoints import load, save
 from memjax.checkpoints.export import export_diffusers
-from memjax.cli.conditions import encode_prompts, read_conditions
+from memjax.cli.conditions import encode_prompts, read_conditions, usual_guidance
 from memjax.diffusion import DiscreteVP, LinenNetwork, Model, VarianceExploding, from_prediction
-from memjax.networks import ResidualMLP, UNet2DModel
+from memjax.diffusion.model import Origin
+from memjax.networks import ResidualMLP, TextCondition, UNet2DModel
 
 GOLDEN = Path(__file__).parent.parent / "networks" / "golden" / "unet2d-ddpm"
 
@@ -165,3 +166,15 @@ def test_prompts_are_read_line_by_line(folder, tmp_path, monkeypatch):
         read_conditions(path, 1, model, str(folder))
     with pytest.raises(InputError, match="the model takes no prompts"):
         encode_prompts(["a cat"], model, str(folder), path)
+
+
+def test_text_is_guided_but_for_flux():
+    text = TextCondition(np.zeros((2, 3), np.float32))
+    facts = {"sigma_min": 0.1, "sigma_max": 9.0, "data_std": 1.0}
+
+    def usual(network, null):
+        origin = Origin(network=network)
+        return usual_guidance(Model(len, (2,), null_condition=null, origin=origin, **facts))
+
+    assert usual("UNet2DConditionModel", text) == 7.5
+    assert usual("FluxTransformer2DModel", text) == usual("UNet2DModel", None) == 1

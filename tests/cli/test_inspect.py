@@ -50,7 +50,7 @@ def test_the_table_and_the_json_say_the_same(memjax, model_dir):
     assert ", ".join(audit["detectors"]) in shown
     assert f"{audit['products_per_image']:,} products an image" in shown
     # What an audit asks for: a baseline there is none, nor conditions.
-    assert "flux_and_loss" in audit["detectors"]
+    assert "p_laplace_flux_over_blurred" in audit["detectors"]
     assert not {"score_gap", "p_laplace_flux_over_baseline"} & set(audit["detectors"])
     evaluations = 10 * audit["products_per_image"] + 1024 * 35
     assert audit["seconds"] == pytest.approx(found["work"]["seconds"] * evaluations)

@@ -54,6 +54,7 @@ class Doubled:
     """A neighbor of any point."""
 
     name = "doubled"
+    needs_image = False
 
     def __call__(self, x):
         return 2 * x
@@ -156,6 +157,7 @@ def test_over_a_neighbor_it_is_the_difference_of_two_images(x64, detector):
     assert abs(own.value - near.value) > 1e-3
     assert cost((over, detector), D) == cost((Difference(detector),), D)
     assert requirements((over,), D) == Requirements(conditions=False, baseline=False)
+    assert requirements((Difference(detector, Blurred()),), D).images
 
 
 def test_the_blurred_image_is_that_of_an_image_library(x64):
@@ -256,7 +258,10 @@ def test_it_says_what_is_compared():
     assert hash(detector) != hash(Difference(SphereLoss(0.5)))
     near = Difference(SphereLoss(0.5), Blurred(), 0.5)
     assert near.name == "sphere_loss_over_0.5_blurred"
-    assert near.statement.startswith("How much larger than at the image blurred: ")
+    assert near.title == "Sphere loss over the blurred image's"
+    assert near.statement.startswith(
+        "How much larger than 0.5 times the value at the blurred image: "
+    )
     assert near == Difference(SphereLoss(0.5), Blurred(0.5), 0.5)
 
 
