@@ -7,6 +7,8 @@
 # small residual network, trained at the first run (about a minute on two cores) and cached.
 
 # %%
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -49,8 +51,8 @@ for row in result.top(8):
 # Rows are ranked by how much more the score around an image points back at it than half of what it
 # does around the same image blurred, which nobody trained on and is about as hard. FLIPD is a local
 # dimension: around the first digits the model leaves only a few of sixty-four directions free. All
-# of them stand 32 times in the training set, and all are *stored* in the exact sense of the word:
-# samples reproduce them.
+# of them stand 16 or 32 times in the training set, and all are *stored* in the exact sense of the
+# word: samples reproduce them.
 
 # %%
 gallery = result.gallery
@@ -80,15 +82,15 @@ for axis, name, title in zip(axes, names, titles, strict=True):
     value = result.table.column(name).to_numpy()
     axis.boxplot(
         [value[multiplicity == m] for m in groups],
-        tick_labels=["held\nout", *map(str, groups[1:])],
+        tick_labels=[str(m) for m in groups],
         widths=0.6,
         flierprops={"markersize": 2, "alpha": 0.3},
         medianprops={"color": "#D55E00"},
     )
-    axis.set_title(title)
+    axis.set_title(textwrap.fill(title, 18))
     axis.tick_params(labelsize=8)
 axes[0].set_ylabel("value (larger = more memorized)")
-figure.supxlabel("times in the training set", fontsize=10)
+figure.supxlabel("times in the training set; 0 is held out", fontsize=10)
 plt.show()
 
 # %% [markdown]

@@ -181,7 +181,7 @@ class Difference:
         whole = self.weight == 1
         short, other = self._said
         subtracted = short if whole else f"{self.weight:g} {short}"
-        over = f"the {short} image's" if isinstance(self.against, Neighbor) else subtracted
+        over = short if isinstance(self.against, Neighbor) else subtracted
         part = "" if whole else f"{self.weight:g} times the value "
         own = {
             "name": f"{self.detector.name}_over_{subtracted.replace(' ', '_')}",

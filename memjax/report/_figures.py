@@ -376,7 +376,7 @@ def draw_metrics(audit: Audit) -> Any:
     left_end, ticks = (0.4, [0.5, 0.75, 1.0]) if low >= 0.4 else (-0.06, [0.0, 0.5, 1.0])
     counts = [sum(d.name in block for d in audit.detectors) for _, block in shown]
     # Laid out by hand, in inches: titles stand over the detectors' names, and panels line up.
-    left, gap, right, title_height, pitch, foot = 1.55, 0.16, 0.1, 0.36, 0.25, 0.55
+    left, gap, right, title_height, pitch, foot = 1.9, 0.16, 0.1, 0.36, 0.25, 0.55
     panel_width = (_WIDTH - left - gap - right) / 2.0
     height = 0.08 + sum(title_height + pitch * (n + 0.2) for n in counts) + foot
     figure = require("matplotlib.figure", "audit").Figure(figsize=(_WIDTH, height))

@@ -443,6 +443,18 @@ def test_defaults_and_all_leave_out_what_cannot_run(model):
     assert sorted(mine) == sorted(many)
 
 
+def test_vectors_have_no_blurred_neighbor(model):
+    """Audits of what is no image rank by the flux alone."""
+    vectors = Model(lambda x, sigma, c=None: -x, (16,), sigma_min=0.01, sigma_max=9.0, data_std=1.0)
+    names, all_names = (
+        names_of(plan_detectors(None, vectors)),
+        names_of(plan_detectors("all", vectors)),
+    )
+    assert names == all_names[: len(names)] == list(DEFAULT_DETECTORS[1:])
+    with pytest.raises(InputError, match=r"over_blurred needs images .*the model's are \[16\]"):
+        plan_detectors("sphere_loss_over_blurred", vectors)
+
+
 def test_samples_fill_columns_like_any_detector(model, images):
     """Half of the model's mass lies on the stored rows: samples alone find them."""
     names = ["distance_ratio", "score_norm", "tiled_l2"]

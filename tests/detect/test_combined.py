@@ -258,7 +258,7 @@ def test_it_says_what_is_compared():
     assert hash(detector) != hash(Difference(SphereLoss(0.5)))
     near = Difference(SphereLoss(0.5), Blurred(), 0.5)
     assert near.name == "sphere_loss_over_0.5_blurred"
-    assert near.title == "Sphere loss over the blurred image's"
+    assert near.title == "Sphere loss over blurred"
     assert near.statement.startswith(
         "How much larger than 0.5 times the value at the blurred image: "
     )
