@@ -28,6 +28,8 @@ from memjax.detect.protocol import (
 )
 from memjax.diffusion.combine import Score
 
+_PROBES = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class _CleanTrace:
@@ -35,6 +37,7 @@ class _CleanTrace:
 
     sigma: float
     num_probes: int | None = None
+    exact_limit: int = 1024
     default_level: ClassVar[float] = 0.1
 
     def __post_init__(self):
@@ -43,7 +46,10 @@ class _CleanTrace:
 
     def needs(self, d: int) -> tuple[Need, ...]:
         """The score and its divergence at the clean image."""
-        return (Need(Point(self.sigma), (Trace(self.num_probes),)),)
+        return (Need(Point(self.sigma), (self._trace(d),)),)
+
+    def _trace(self, d: int) -> Trace:
+        return Trace(self.num_probes or (None if d <= self.exact_limit else _PROBES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +66,14 @@ class EffectiveDimension(_CleanTrace):
     Args:
         sigma: noise level, in the score's units.
         num_probes: products of Hutchinson's estimator of the trace, at least 2, with probes
-            common to all images; ``None`` for the exact trace.
+            common to all images; ``None`` for the exact trace of images of up to ``exact_limit``
+            numbers, and 16 above.
+        exact_limit: see there.
 
     Raises:
         InputError: sigma is not positive and finite, or fewer than two probes.
 
-    Cost: one forward evaluation and d jvps, or ``num_probes``. Deterministic if exact.
+    Cost: one forward evaluation and d jvps, or one for each probe. Deterministic if exact.
 
     References:
         Second-order Tweedie formula; the Laplacian is p = 2 of Brokman et al., 2025,
@@ -82,7 +90,7 @@ class EffectiveDimension(_CleanTrace):
     def finish(self, evidence: Evidence) -> Finding:
         """``-(1 + sigma^2 tr H / d)``."""
         evaluation = evidence[Point(self.sigma)]
-        trace, error = evaluation.products[Trace(self.num_probes)]
+        trace, error = evaluation.products[self._trace(evaluation.score.size)]
         scale = self.sigma**2 / evaluation.score.size
         return finding(-(1 + scale * trace), trace, scale * error, score=evaluation.score)
 
@@ -102,13 +110,15 @@ class FLIPD(_CleanTrace):
     Args:
         sigma: noise level, in the score's units.
         num_probes: products of Hutchinson's estimator of the trace, at least 2, with probes
-            common to all images; ``None`` for the exact trace.
+            common to all images; ``None`` for the exact trace of images of up to ``exact_limit``
+            numbers, and 16 above.
+        exact_limit: see there.
 
     Raises:
         InputError: sigma is not positive and finite, or fewer than two probes.
 
-    Cost: one forward evaluation and d jvps, or ``num_probes``; shared with ``EffectiveDimension``
-    at the same sigma. Deterministic if exact.
+    Cost: one forward evaluation and d jvps, or one for each probe; shared with
+    ``EffectiveDimension`` at the same sigma. Deterministic if exact.
 
     References:
         Kamkari et al., 2024, arXiv:2406.03537; as a sign of memorization: Ross et al., 2025,
@@ -126,7 +136,7 @@ class FLIPD(_CleanTrace):
         """``-(1 + sigma^2 (tr H + |s|^2) / d)``."""
         evaluation = evidence[Point(self.sigma)]
         s, d = evaluation.score, evaluation.score.size
-        trace, error = evaluation.products[Trace(self.num_probes)]
+        trace, error = evaluation.products[self._trace(d)]
         flipd = d + self.sigma**2 * (trace + jnp.sum(s * s))
         return finding(-flipd / d, flipd, self.sigma**2 * error / d)
 
@@ -285,8 +295,8 @@ def dimension_profile(
         detector
         for sigma in sigmas
         for detector in (
-            EffectiveDimension(sigma, num_probes),
-            FLIPD(sigma, num_probes),
+            EffectiveDimension(sigma, num_probes, x.size),
+            FLIPD(sigma, num_probes, x.size),
             FluxDimension(sigma, radius, num_pairs),
         )
     )

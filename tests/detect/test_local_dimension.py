@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import gammaln
 
+from memjax._core.cost import Cost
 from memjax._core.errors import InputError
 from memjax._core.status import Status
 from memjax.detect import (
@@ -60,6 +61,24 @@ def test_a_flat_manifold(d, m):
     if m:
         honest = np.sqrt(np.mean(dimension.standard_error**2)) * d / spread
         assert abs(honest - 1) < 0.2
+
+
+@pytest.mark.parametrize("detector", [FLIPD, EffectiveDimension])
+def test_a_trace_of_large_images_is_estimated(detector):
+    """One product a number would be days; a diagonal Hessian's trace needs no more than a few."""
+    d = 1025
+    assert cost((detector(0.1),), d - 1) == Cost(forward=1, jvp=d - 1)
+    assert cost((detector(0.1),), d) == Cost(forward=1, jvp=16)
+    assert cost((detector(0.1, exact_limit=d),), d) == Cost(forward=1, jvp=d)
+    assert cost((detector(0.1, 3),), d) == Cost(forward=1, jvp=3)
+    free = jnp.arange(d) < 40
+    found, exact = find(
+        lambda x, sigma, condition=None: -jnp.where(free, 0, x) / sigma**2,
+        jnp.where(free, 7.0, 0),
+        detector(0.1),
+        detector(0.1, exact_limit=d),
+    )
+    np.testing.assert_allclose([found.value, exact.value], -40 / d, rtol=1e-3)
 
 
 def test_it_shares_every_evaluation_with_the_flux():
