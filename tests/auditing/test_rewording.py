@@ -22,12 +22,18 @@ class Drawn(eqx.Module):
 
 
 def test_sizes_and_the_strength_of_guidance_stay():
-    null = TextCondition(jnp.zeros((3, 2)), jnp.zeros(2), jnp.full(2, 64.0), jnp.float32(1))
+    told = TextCondition(np.zeros((3, 2)), np.zeros(2), np.full(2, 64.0), np.ones(()))
+    null = jax.tree.map(np.float32, told)
     model = Model(
-        Drawn(jnp.ones(4)), (4,), sigma_min=0.01, sigma_max=20.0, data_std=1.0, null_condition=null
+        Drawn(jnp.ones(4, jnp.float32)),
+        (4,),
+        sigma_min=0.01,
+        sigma_max=20.0,
+        data_std=1.0,
+        null_condition=null,
     )
-    ones = null._replace(hidden_states=jnp.ones((3, 2)), pooled=jnp.ones(2))
-    prompts = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), ones)
+    one = null._replace(hidden_states=null.hidden_states + 1, pooled=null.pooled + 1)
+    prompts = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), one)
     found = mitigate(model, prompts, method="prompt", num_samples=2)
     assert (found.objective_after < found.objective_before).all()
     for name in ("hidden_states", "pooled"):
