@@ -12,6 +12,8 @@
 import json
 import shutil
 import tempfile
+import textwrap
+import warnings
 from pathlib import Path
 
 import jax
@@ -22,6 +24,7 @@ import numpy as np
 import memjax as mj
 from memjax.checkpoints import inspect_model
 from memjax.diffusion import DiscreteVP
+from memjax.networks import TextCondition
 
 plt.rcParams.update({"figure.dpi": 110, "font.size": 10, "axes.titlesize": 10})
 golden = Path("../tests/networks/golden/unet2d-ddpm")
@@ -94,6 +97,36 @@ for row, a, n in zip(values, asymmetry, products, strict=True):
 # the retained variances exceed 1 where they please. On a trained checkpoint these two
 # numbers are the first thing to look at.
 #
+# ## Text
+#
+# Stable Diffusion and Flux are folders with an autoencoder and text encoders beside their network:
+# `mj.load` brings the autoencoder along, `memjax.checkpoints.load_prompts` makes conditions of
+# prompts. A network alone takes a `TextCondition` of arrays from anywhere, at any size. Flux dev
+# was distilled, and says so:
+
+# %%
+golden = Path("../tests/networks/golden/flux")
+flux = folder.parent / "tiny-flux"
+flux.mkdir()
+shutil.copy(golden / "model.safetensors", flux / "diffusion_pytorch_model.safetensors")
+shutil.copy(golden / "config.json", flux)
+scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+(flux / "scheduler_config.json").write_text(json.dumps(scheduler))
+reference = {name: jnp.asarray(a) for name, a in np.load(golden / "reference.npz").items()}
+
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    model = mj.load(flux, sample_size=reference["x"].shape[:2])
+print(textwrap.fill(str(told[0].message), 95))
+text = TextCondition(
+    reference["hidden_states"], reference["pooled"], guidance=reference["guidance"]
+)
+y = model.raw_score.network(reference["x"], reference["t"], text)
+print("\nvalue against PyTorch:  ", float(jnp.max(jnp.abs(y - reference["y"]))))
+score = model(reference["x"], 0.5, text)
+print("score of latents", score.shape, "at sigma = 0.5, of length", f"{jnp.linalg.norm(score):.1f}")
+
+# %% [markdown]
 # ## Any other network
 #
 # `mj.from_torch` takes any PyTorch module, `mj.from_callable` whatever JAX can call. Here the
