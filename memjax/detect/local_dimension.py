@@ -15,7 +15,7 @@ from memjax.detect._sphere import (
     sphere_points,
 )
 from memjax.detect.evaluate import evaluate_detectors
-from memjax.detect.products import Trace
+from memjax.detect.products import EXACT_LIMIT, NUM_PROBES, Trace
 from memjax.detect.protocol import (
     Evidence,
     Finding,
@@ -28,8 +28,6 @@ from memjax.detect.protocol import (
 )
 from memjax.diffusion.combine import Score
 
-_PROBES = 16
-
 
 @dataclasses.dataclass(frozen=True)
 class _CleanTrace:
@@ -37,7 +35,7 @@ class _CleanTrace:
 
     sigma: float
     num_probes: int | None = None
-    exact_limit: int = 1024
+    exact_limit: int = EXACT_LIMIT
     default_level: ClassVar[float] = 0.1
 
     def __post_init__(self):
@@ -49,7 +47,7 @@ class _CleanTrace:
         return (Need(Point(self.sigma), (self._trace(d),)),)
 
     def _trace(self, d: int) -> Trace:
-        return Trace(self.num_probes or (None if d <= self.exact_limit else _PROBES))
+        return Trace(self.num_probes or (None if d <= self.exact_limit else NUM_PROBES))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,9 @@ class Blurred:
         x' = A x A^T,    A_ij proportional to exp(-(i - j)^2 / 2 width^2) for |i - j| <= 4 width
 
     A blurred image is about as hard to denoise as the image, and is not in the training set: what
-    a model knows of it, it has not learned from copies of the image.
+    a model knows of it, it has not learned from copies of the image. An image that blurring hardly
+    changes (all of one color, or smooth over many pixels) is its own neighbor: then nothing is
+    compared, and a wider blur may serve.
 
     Args:
         width: standard deviation of the Gaussian, in pixels (of the latent, where the score is of

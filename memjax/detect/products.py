@@ -16,6 +16,11 @@ from memjax.linalg.lanczos import eigsh
 from memjax.linalg.quadrature import SpectralDensity, spectral_density
 from memjax.linalg.trace import trace_hutchinson
 
+EXACT_LIMIT = 1024
+"""Numbers in an image up to which detectors take one product for each, unless told otherwise."""
+NUM_PROBES = 16
+"""Products of a trace that is estimated instead, unless told otherwise."""
+
 
 class Measured(NamedTuple):
     """A number and how far chance moved it.

@@ -11,6 +11,7 @@ from memjax._core.errors import InputError
 from memjax._core.status import Status
 from memjax.detect._draws import Draws
 from memjax.detect.products import (
+    EXACT_LIMIT,
     AlongScore,
     ExtremeEigenvalues,
     Product,
@@ -46,7 +47,7 @@ class _SpectralSum(Draws):
 
     num_probes: int = 16
     num_steps: int = 16
-    exact_limit: int = 1024
+    exact_limit: int = EXACT_LIMIT
 
     def __post_init__(self):
         super().__post_init__()
@@ -335,7 +336,7 @@ class ExtremeEigenvalue(Draws):
     which: str = "largest"
     num_products: int = 32
     tolerance: float = 0.05
-    exact_limit: int = 1024
+    exact_limit: int = EXACT_LIMIT
     name: ClassVar[str] = "extreme_eigenvalue"
     title: ClassVar[str] = "Extreme eigenvalue"
     raw_name: ClassVar[str] = "eigenvalue of H, per squared data unit"

@@ -9,12 +9,10 @@ import jax.numpy as jnp
 from memjax._core.checks import check_count
 from memjax._core.errors import InputError
 from memjax.detect._draws import Draws
+from memjax.detect.products import EXACT_LIMIT, NUM_PROBES
 from memjax.detect.protocol import Evidence, Finding, Need, Trajectory, finding
 from memjax.diffusion.volume import VolumeGrowth
 
-_EXACT = 1024
-"""Dimensions up to which the divergence is exact unless told otherwise."""
-_PROBES = 16
 _STEP = 8**0.5
 """Factor of noise in one step unless told otherwise."""
 
@@ -106,7 +104,7 @@ class NormalizedVolumeGrowth(Draws):
 
     def _flows(self, d: int) -> tuple[Trajectory, ...]:
         steps = self.num_steps or max(1, math.ceil(math.log(self.ratio, _STEP) - 1e-9))
-        probes = self.num_probes or (None if d <= _EXACT else _PROBES)
+        probes = self.num_probes or (None if d <= EXACT_LIMIT else NUM_PROBES)
         return tuple(
             Trajectory(
                 point,
@@ -114,7 +112,7 @@ class NormalizedVolumeGrowth(Draws):
                 solver="heun",
                 num_steps=steps,
                 divergence="hutchinson" if probes else "exact",
-                num_products=probes or _PROBES,
+                num_products=probes or NUM_PROBES,
             )
             for point in self.points()
         )
