@@ -4,25 +4,20 @@ A table is a test bed: digits of which some were repeated, at the end of trainin
 checkpoint; prompts that store an image or half of one; exact worlds in 8, 64 and 768 dimensions.
 Its rows are detectors with a budget (pairs, draws, probes, ...). Noise level and radius are chosen
 on five training seeds and scored on five others, on which nothing was chosen, no threshold either.
-``_quality`` says what the intervals cover. ``together`` times all detectors of one noise level
-against each alone.
+``_quality`` says what the intervals cover. What all detectors cost together, ``together`` times.
 """
 
 import dataclasses
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks._beds import (
     Bed,
-    chunk_values,
     empirical,
     forwards,
     graded,
@@ -32,9 +27,8 @@ from benchmarks._beds import (
 )
 from benchmarks._detectors_figure import figure as figure
 from benchmarks._quality import merit, pooled, quality, record, short, transferred
-from benchmarks.harness import Baseline, Case, Program, Table, Target
+from benchmarks.harness import Case, Table, Target
 from memjax._core.errors import InputError
-from memjax._core.keys import derive_key
 from memjax.auditing.plan import DETECTORS, SAMPLE_DETECTORS
 from memjax.detect.combined import Difference
 from memjax.detect.neighbors import Blurred
@@ -50,7 +44,6 @@ FIRST_STEP = 20.0
 """Noise at which sampling starts: pure noise there is what one has before any image."""
 RADII = (0.25, 0.5, 1.0)
 SAMPLES = (256, 4096)
-TOGETHER_SIGMA, TOGETHER_IMAGES, TOGETHER_TARGET = 0.1, 64, 1.3
 KINDS = [{"num_draws": 1}, {}, {"kind": "clean", "num_draws": 1}, {"kind": "noised"}]
 """Pure noise, one and several, the image, noised images: of what compares conditions."""
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -434,74 +427,6 @@ def _table(name: str, quick: bool, seed: int) -> Table:
     return Table(compute, parameters, "float32")
 
 
-def _together(quick: bool, seed: int) -> Program:
-    """All detectors of one noise level, flows apart, in turn with each alone."""
-    bed = graded(8000, SCORING[0], quick)._replace(baseline=None)
-    setting = Setting(lambda seed, quick: bed, flow_sigmas=())
-    detectors = tuple(
-        detector
-        for detector in (kind(1.0) for kind in DETECTORS.values())
-        if _fits(detector, TOGETHER_SIGMA, setting, bed)
-    )
-    images, key = jnp.asarray(bed.images[:TOGETHER_IMAGES]), derive_key(seed, "detectors")
-    arguments = (bed.score, None, images, None, key, jnp.asarray(TOGETHER_SIGMA, images.dtype))
-
-    def run(detectors, *arguments):
-        return chunk_values(*arguments, detectors=detectors)
-
-    def forward(score, images):
-        return jax.vmap(lambda x: score(x, TOGETHER_SIGMA))(images)
-
-    def seconds(detector) -> float:
-        compiled = jax.jit(partial(run, (detector,))).lower(*arguments).compile()
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(*arguments))
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    # One image at a time, each detector by itself.
-    one = [jax.jit(partial(run, (detector,))) for detector in detectors]
-    reference = np.array(
-        [
-            [float(f(*arguments[:2], images[i : i + 1], *arguments[3:])[0, 0]) for f in one]
-            for i in range(4)
-        ]
-    )
-
-    def check(columns, out) -> float:
-        found = np.asarray(out, np.float64)[:4]
-        expected = reference[:, columns]
-        return float(np.max(np.abs(found - expected) / np.max(np.abs(expected), axis=0)))
-
-    dearest = max(detectors, key=seconds)
-    return Program(
-        partial(run, detectors),
-        arguments,
-        partial(check, slice(None)),
-        2e-3,
-        (forward, (bed.score, images)),
-        parameters={
-            "images": TOGETHER_IMAGES,
-            "sigma": TOGETHER_SIGMA,
-            "detectors": [detector.name for detector in detectors],
-            "dearest": dearest.name,
-            "products": int(cost(detectors, images[0].size).total),
-        },
-        baselines={
-            f"{detector.name} alone": Baseline(
-                partial(run, (detector,)),
-                arguments,
-                partial(check, slice(i, i + 1)),
-                target=TOGETHER_TARGET if detector is dearest else None,
-            )
-            for i, detector in enumerate(detectors)
-        },
-    )
-
-
 def cases() -> list[Case]:
-    """A table for each test bed, and the time of all detectors together."""
-    tables = [Case(f"detectors/{name}", partial(_table, name)) for name in SETTINGS]
-    return [*tables, Case("detectors/together", _together)]
+    """A table for each test bed."""
+    return [Case(f"detectors/{name}", partial(_table, name)) for name in SETTINGS]

@@ -144,7 +144,7 @@ class Case(NamedTuple):
     """A named program or table: ``module/what/variant``.
 
     Attributes:
-        name: unique; its first part is the module's name.
+        name: unique; its first part is the module whose results and figure it belongs to.
         make: ``make(quick, seed)`` builds it, smaller if ``quick``.
     """
 
