@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from memjax._core.errors import InputError
 from memjax._core.keys import derive_key
 from memjax.calculus.linearization import linearize
-from memjax.detect.plan import BranchPlan, flow_of, plan_evaluations
+from memjax.detect.plan import BranchPlan, flow_of, place_cost, plan_evaluations
 from memjax.detect.protocol import (
     Branch,
     Detector,
@@ -25,6 +25,9 @@ from memjax.detect.protocol import (
 from memjax.diffusion.combine import Score, at
 from memjax.diffusion.volume import VolumeGrowth, volume_growth
 
+_NUMBERS = 2**14
+"""Numbers in the tangents that several places may hold together."""
+
 
 def evaluate_detectors(
     score: Score,
@@ -38,7 +41,7 @@ def evaluate_detectors(
     """Every detector's finding for one image, from the fewest evaluations.
 
     Evaluations that several detectors need are made once, and those with the same products are
-    batched. Pure and traceable: ``jit`` and ``vmap`` it over images, with the score (and its
+    batched, as far as the products' memory allows. Pure and traceable: ``jit`` and ``vmap`` it over images, with the score (and its
     weights) as an argument of the jitted function and ``detectors`` static.
 
     Args:
@@ -124,10 +127,28 @@ def _evaluate_group(
             out.append((displacement, values[branch], asked))
         return tuple(out)
 
-    if any(plan.linearized for plan in plans.values()):
-        # One place in memory at a time: its products already fill the machine.
-        return jax.lax.map(lambda arguments: one(*arguments), (displacements, sigmas))
-    return jax.vmap(one)(displacements, sigmas)
+    together = _places_together(plans, len(places), x.size)
+    if together == len(places):
+        return jax.vmap(one)(displacements, sigmas)
+    return jax.lax.map(
+        lambda arguments: one(*arguments),
+        (displacements, sigmas),
+        batch_size=together if together > 1 else None,
+    )
+
+
+def _places_together(plans: dict[Branch, BranchPlan], num_places: int, d: int) -> int:
+    """How many places are evaluated at once: all of them where only scores are wanted.
+
+    Elsewhere their products may hold what an exact trace does at one place, and not more than
+    ``_NUMBERS``: every place keeps its linearization too, which for large images is the most.
+    """
+    if not any(plan.linearized for plan in plans.values()):
+        return num_places
+    products = max(1, int(place_cost(plans, d).jvp))
+    most = max(1, min(d, _NUMBERS // d) // products)
+    # In equal parts: what is left over is compiled for itself.
+    return -(-num_places // -(-num_places // most))
 
 
 def _follow(

@@ -120,6 +120,25 @@ def _flow_cost(trajectory: Trajectory, d: int) -> Cost:
     return flow.cost(d, flow.num_evaluations)
 
 
+def place_cost(branches: dict[Branch, BranchPlan], d: int) -> Cost:
+    """Network products made at one place, by all scores.
+
+    Args:
+        branches: what is computed there.
+        d: numbers in one image.
+
+    Returns:
+        The evaluations and what is asked for on top of them, except what follows from the rest.
+    """
+    total = Cost()
+    for plan in branches.values():
+        total = total.plus(Cost(forward=1))
+        for product in plan.products:
+            if not any(other in plan.products for other in product.derives):
+                total = total.plus(product.cost(d))
+    return total
+
+
 def cost(detectors: tuple[Detector, ...], d: int) -> Cost:
     """Network products one image costs when these detectors run together.
 
@@ -133,11 +152,7 @@ def cost(detectors: tuple[Detector, ...], d: int) -> Cost:
     plan = plan_evaluations(detectors, d)
     total = Cost()
     for branches in plan.places.values():
-        for branch_plan in branches.values():
-            total = total.plus(Cost(forward=1))
-            for product in branch_plan.products:
-                if not any(other in branch_plan.products for other in product.derives):
-                    total = total.plus(product.cost(d))
+        total = total.plus(place_cost(branches, d))
     for trajectory in plan.trajectories:
         total = total.plus(_flow_cost(trajectory, d))
     return total

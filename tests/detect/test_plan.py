@@ -149,3 +149,58 @@ def test_what_must_be_given():
 def test_one_probe_has_no_error():
     with pytest.raises(InputError, match=r"^num_probes: expected at least 2"):
         FLIPD(0.5, num_probes=1)
+
+
+def draws(count, *products):
+    return [Point(0.5, "noised", draw=i) for i in range(count)], tuple(products)
+
+
+def test_places_evaluated_together_say_what_each_says_alone(x64, counting):
+    """As many as fit, what is left over, and beside them places where only the score is wanted."""
+    points, products = draws(7, AlongScore(), Trace(2))
+    others = [Point(0.5, "noised", draw=i) for i in range(7, 10)]
+
+    def read(evidence):
+        along = [evidence[point].products[AlongScore()] for point in points]
+        traces = [evidence[point].products[Trace(2)].value for point in points]
+        scores = [evidence[point].score for point in (*points, *others)]
+        weights = jnp.arange(1.0, 1 + D * 24).reshape(24, D)
+        rows = jnp.stack([*along, *scores, *(jnp.full(D, t) for t in traces)])
+        return jnp.sum(weights * rows)
+
+    needs = [Need(point, products) for point in points] + [Need(point) for point in others]
+    counted, x = counting(score), X.astype(jnp.float64)
+    (found,) = evaluate_detectors(counted, x, (Asking(*needs, read=read),), key=KEY)
+    jax.block_until_ready(found)
+    jax.effects_barrier()
+    assert counted.calls == 10
+
+    def alone(need):
+        evidence = {}
+        keep = Asking(need, read=lambda e: evidence.update(e) or jnp.zeros(()))
+        evaluate_detectors(score, x, (keep,), key=KEY)
+        return evidence
+
+    evidence = {point: e for need in needs for point, e in alone(need).items()}
+    np.testing.assert_allclose(found.value, read(evidence), rtol=1e-12)
+
+
+def test_places_do_not_all_keep_their_linearizations_of_large_images():
+    x = jnp.zeros(2**13)
+
+    def deep(x, sigma, condition=None):
+        for _ in range(50):
+            x = jnp.tanh(jnp.roll(x, 1) + sigma)
+        return x
+
+    def memory(count):
+        points, products = draws(count, AlongScore())
+        asking = Asking(
+            *(Need(point, products) for point in points),
+            read=lambda e: sum(jnp.sum(e[p].products[AlongScore()]) for p in points),
+        )
+        run = jax.jit(lambda x: evaluate_detectors(deep, x, (asking,), key=KEY)[0])
+        return run.lower(x).compile().memory_analysis().temp_size_in_bytes
+
+    # All of them at once would keep 24 times 50 images.
+    assert memory(24) < 2 * memory(2) < 5 * 50 * x.nbytes
