@@ -41,8 +41,9 @@ def evaluate_detectors(
     """Every detector's finding for one image, from the fewest evaluations.
 
     Evaluations that several detectors need are made once, and those with the same products are
-    batched, as far as the products' memory allows. Pure and traceable: ``jit`` and ``vmap`` it over images, with the score (and its
-    weights) as an argument of the jitted function and ``detectors`` static.
+    batched, as far as what the products keep in memory allows. Pure and traceable: ``jit`` and
+    ``vmap`` it over images, with the score (and its weights) as an argument of the jitted function
+    and ``detectors`` static.
 
     Args:
         score: ``(x, sigma, condition=None) -> s`` in EDM coordinates; a ``Model`` will do.
