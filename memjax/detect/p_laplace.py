@@ -17,7 +17,15 @@ from memjax.detect._sphere import (
     mean_of_pairs,
     sphere_points,
 )
-from memjax.detect.products import AlongGap, AlongScore, Roundoff, Trace, TraceGap
+from memjax.detect.products import (
+    EXACT_LIMIT,
+    NUM_PROBES,
+    AlongGap,
+    AlongScore,
+    Roundoff,
+    Trace,
+    TraceGap,
+)
 from memjax.detect.protocol import (
     Evidence,
     Finding,
@@ -197,8 +205,10 @@ class PLaplace:
         p: exponent, 1 <= p <= infinity.
         num_draws: noised images x0 + sigma n to average over, at least 2; 0 for the clean image.
         num_probes: products of Hutchinson's estimator of the trace, at least 2, with probes
-            common to all images; ``None`` for the exact trace.
+            common to all images; ``None`` for the exact trace of images of up to ``exact_limit``
+            numbers, and 16 above.
         field: ``"score"`` or ``"gap"``.
+        exact_limit: see ``num_probes``.
 
     Raises:
         InputError: an argument out of range; (from ``needs``) p = 1 for images of one number,
@@ -223,6 +233,7 @@ class PLaplace:
     num_draws: int = 0
     num_probes: int | None = None
     field: str = "score"
+    exact_limit: int = EXACT_LIMIT
     name: ClassVar[str] = "p_laplace"
     title: ClassVar[str] = "p-Laplacian"
     raw_name: ClassVar[str] = "p-Laplacian, per data unit^p"
@@ -241,6 +252,9 @@ class PLaplace:
             )
         Trace(self.num_probes)  # refuses what it cannot take
 
+    def _probes(self, d: int) -> int | None:
+        return self.num_probes or (None if d <= self.exact_limit else NUM_PROBES)
+
     def _points(self) -> tuple[Point, ...]:
         if not self.num_draws:
             return (Point(self.sigma),)
@@ -250,16 +264,16 @@ class PLaplace:
         """The score at every point with its trace, its product along itself and its rounding."""
         if d == 1 and self.p == 1:
             raise InputError("p: expected an exponent above 1 for images of one number, got 1")
-        traced, along = not math.isinf(self.p), self.p != 2
+        traced, along, probes = not math.isinf(self.p), self.p != 2, self._probes(d)
         roundoff: tuple[Product, ...] = (Roundoff(),) if along else ()
         if self.field == "score":
-            products = (Trace(self.num_probes),) * traced + (AlongScore(),) * along + roundoff
+            products = (Trace(probes),) * traced + (AlongScore(),) * along + roundoff
             return tuple(Need(point, products) for point in self._points())
-        if self.num_probes is None:
+        if probes is None:
             # The trace of a difference, from two that others may want.
             given = null = (Trace(),) * traced
         else:
-            given, null = (TraceGap(self.num_probes),) * traced, ()
+            given, null = (TraceGap(probes),) * traced, ()
         given += (AlongGap(),) * along + roundoff
         return tuple(
             need
@@ -296,15 +310,16 @@ class PLaplace:
         s = here.score if other is None else here.score - other.score
         squared_norm = jnp.sum(s * s)
         none = jnp.zeros_like(squared_norm)
+        probes = self._probes(s.size)
         trace, error, curvature, zero = none, none, none, jnp.asarray(False)
         if math.isinf(self.p):
             pass
         elif other is None:
-            trace, error = here.products[Trace(self.num_probes)]
-        elif self.num_probes is None:
+            trace, error = here.products[Trace(probes)]
+        elif probes is None:
             trace = here.products[Trace()].value - other.products[Trace()].value
         else:
-            trace, error = here.products[TraceGap(self.num_probes)]
+            trace, error = here.products[TraceGap(probes)]
         if self.p != 2:
             curvature = jnp.sum(s * here.products[AlongScore() if other is None else AlongGap()])
             roundoff = here.products[Roundoff()]

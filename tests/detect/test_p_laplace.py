@@ -267,18 +267,42 @@ def test_probes_are_within_their_error(field):
         plain = density.score(x, sigma)
         return plain if condition is None else plain - condition * jnp.roll(x, 1) ** 3
 
+    # Of what counts as large here, the trace is estimated without being asked for.
+    large = PLaplace(0.4, 1.5, field=field, exact_limit=D - 1)
     exact, probed = (PLaplace(0.4, 1.5, num_probes=n, field=field) for n in (None, 6))
     keys = jax.random.split(KEY, 300)
 
     def one(key):
         condition = jnp.asarray(0.5, float)
-        return evaluate_detectors(score, x, (exact, probed), key=key, condition=condition)
+        return evaluate_detectors(score, x, (exact, probed, large), key=key, condition=condition)
 
-    known, found = jax.jit(jax.vmap(one))(keys)
-    spread = np.std(found.value, ddof=1)
-    assert abs(np.mean(found.value) - known.value[0]) < 4 * spread / 300**0.5
-    assert abs(np.sqrt(np.mean(found.standard_error**2)) / spread - 1) < 0.2
+    known, *estimates = jax.jit(jax.vmap(one))(keys)
+    for found in estimates:
+        spread = np.std(found.value, ddof=1)
+        assert abs(np.mean(found.value) - known.value[0]) < 4 * spread / 300**0.5
+        assert abs(np.sqrt(np.mean(found.standard_error**2)) / spread - 1) < 0.2
     assert not np.any(known.standard_error)
+
+
+@pytest.mark.parametrize(("field", "times"), [("score", 1), ("gap", 2)])
+def test_a_trace_of_large_images_is_estimated(field, times):
+    """As for FLIPD: a diagonal Hessian's trace needs no more than a few products."""
+    d = 1025
+    few, all_of_them = (PLaplace(0.1, 3, field=field, exact_limit=n) for n in (1024, d))
+    assert few == PLaplace(0.1, 3, field=field)
+    along = 2 * times
+    assert cost((few,), d - 1) == Cost(forward=times, jvp=times * (d - 1) + along)
+    assert cost((few,), d) == Cost(forward=times, jvp=times * 16 + along)
+    assert cost((all_of_them,), d) == Cost(forward=times, jvp=times * d + along)
+    assert cost((PLaplace(0.1, 3, 0, 5, field),), d) == Cost(times, times * 5 + along)
+    stiffness = jnp.linspace(0.5, 1.0, d) / 0.1**2
+
+    def score(x, sigma, condition=None):
+        return -stiffness * x * (1.0 if condition is None else 1.0 + condition)
+
+    found = find(score, jnp.linspace(-1, 1, d), (few, all_of_them), jnp.asarray(0.5))
+    np.testing.assert_allclose(found.value[0], found.value[1], rtol=1e-4)
+    assert found.status.tolist() == [Status.OK] * 2
 
 
 # Both ---------------------------------------------------------------------------------------------
