@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from memjax._core.errors import InputError
-from memjax.auditing.plan import Calibration, PlannedDetector, row_mask
+from memjax.auditing.comparison import compare_images, flag_population
+from memjax.auditing.plan import Calibration, PlannedDetector
 from memjax.auditing.rows import RowFindings
 from memjax.data.images import ImageSet
 from memjax.evaluate.conformal import flag
@@ -72,7 +73,8 @@ def rank_rows(value: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
 
 def flag_rows(
     planned: Sequence[PlannedDetector],
-    found: RowFindings,
+    single: RowFindings,
+    images: Float[np.ndarray, "n ..."],
     calibrations: Sequence[Calibration],
     calibration_rows: Sequence[np.ndarray],
     num_data: int,
@@ -80,9 +82,13 @@ def flag_rows(
 ) -> list[Flags]:
     """Flag the tested rows of every calibration with every detector.
 
+    Detectors that compare images compare the tested and the calibrating ones, all of them alike,
+    which leaves p-values valid; so their values differ from those that rank.
+
     Args:
         planned: the detectors.
-        found: findings on all rows of the table.
+        single: findings, one image at a time, on all rows of the table.
+        images: of all rows of the table.
         calibrations: what flags mean.
         calibration_rows: for each, its row numbers in the table.
         num_data: how many rows are data; others are never tested.
@@ -94,12 +100,11 @@ def flag_rows(
     Raises:
         InputError: no calibration row has a score.
     """
-    n = len(found.value)
+    n = len(single.value)
     out = []
     for calibration, rows in zip(calibrations, calibration_rows, strict=True):
-        tested = np.zeros(n, bool)
-        tested[:num_data] = row_mask(calibration.tested, num_data, "tested rows")
-        tested[rows] = False
+        tested, calibrating = flag_population(calibration, rows, num_data, n)
+        found = compare_images(planned, single, images, tested | calibrating)
         role = np.full(n, None, object)
         role[tested] = "tested"
         role[rows] = "calibration"

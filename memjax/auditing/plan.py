@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from memjax._core.errors import InputError
 from memjax.data.images import ImageSet
 from memjax.detect.combined import Difference, FluxAndLoss
 from memjax.detect.denoising_loss import DenoisingLoss
+from memjax.detect.difficulty import OverDifficulty
 from memjax.detect.local_dimension import FLIPD, EffectiveDimension, FluxDimension
 from memjax.detect.neighbors import Blurred
 from memjax.detect.p_laplace import PLaplace, PLaplaceFlux
@@ -37,6 +38,7 @@ from memjax.detect.sharpness import (
 from memjax.detect.sphere_loss import SphereLoss
 from memjax.detect.volume_growth import NormalizedVolumeGrowth
 from memjax.diffusion.model import Model
+from memjax.evaluate.difficulty import SMALLEST_POPULATION
 
 DETECTORS: dict[str, type] = {
     kind.name: kind
@@ -69,8 +71,11 @@ SAMPLE_DETECTORS: dict[str, type] = {
 }
 """Detectors that look at generated samples, by name: ``kind()`` makes one."""
 
+RANKING = ("p_laplace_flux_over_difficulty", "p_laplace_flux_over_blurred", "p_laplace_flux")
+"""The first of these that can run with what is given is the primary one, by which rows rank,
+unless told otherwise."""
+
 DEFAULT_DETECTORS = (
-    "p_laplace_flux_over_blurred",
     "p_laplace_flux",
     "flipd",
     "effective_dimension",
@@ -79,16 +84,18 @@ DEFAULT_DETECTORS = (
     "score_gap",
     "p_laplace_flux_over_baseline",
 )
-"""What an audit runs unless told otherwise, as far as it can with what is given; the first is the
-primary one, by which rows rank."""
+"""What an audit runs beside the primary one unless told otherwise, as far as it can."""
+
+OVER_DIFFICULTY = "difficulty"
+"""After ``_over_`` in a detector's name: compared with what the images' difficulty makes expect."""
 
 COMPARISONS: dict[str, tuple[Any, float | int]] = {
     "baseline": ("baseline", 0.5),
     "null": ("null", 1),
     "blurred": (Blurred(), 0.5),
 }
-"""What may follow ``_over_`` in a detector's name: what its value is compared with, and how much
-of the other value is subtracted.
+"""What else may follow ``_over_`` in a detector's name: what its value is compared with, and how
+much of the other value is subtracted.
 
 An earlier checkpoint, or a model of similar data, knows part of what makes an image easy and part
 of what makes it stored: on the graded digits half of its flux told members best, all of it no
@@ -97,6 +104,26 @@ better than none. So with a neighbor of the image.
 
 ALL = "all"
 """Stands for every detector that can run with what is given."""
+
+
+AnyDetector = Detector | SampleDetector | OverDifficulty
+"""What an audit can run: on one image, on images and samples, on all images at once."""
+
+
+@overload
+def evaluated(detector: Detector | OverDifficulty) -> Detector: ...
+@overload
+def evaluated(detector: SampleDetector) -> SampleDetector: ...
+def evaluated(detector: AnyDetector) -> Detector | SampleDetector:
+    """What is computed before images are compared with each other, if they are.
+
+    Args:
+        detector: any.
+
+    Returns:
+        The same, or what ``OverDifficulty`` compares.
+    """
+    return detector.detector if isinstance(detector, OverDifficulty) else detector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +138,18 @@ class PlannedDetector:
     """
 
     label: str
-    detector: Detector | SampleDetector
+    detector: AnyDetector
     level: float | None
 
     @property
     def samples(self) -> bool:
         """Whether it looks at generated samples, not at the score."""
         return isinstance(self.detector, SampleDetector)
+
+    @property
+    def evaluated(self) -> Detector | SampleDetector:
+        """What is computed before images are compared with each other, if they are."""
+        return evaluated(self.detector)
 
 
 class Given(NamedTuple):
@@ -127,15 +159,15 @@ class Given(NamedTuple):
         conditions: the rows' own conditions.
         baseline: a model to compare with.
         samples: images drawn from the model.
+        images: different readable images; of several populations the fewest.
     """
 
     conditions: bool = True
     baseline: bool = True
     samples: bool = True
+    images: int = SMALLEST_POPULATION
 
-    def missing(
-        self, detector: Detector | SampleDetector, event_shape: tuple[int, ...]
-    ) -> str | None:
+    def missing(self, detector: AnyDetector, event_shape: tuple[int, ...]) -> str | None:
         """What a detector needs and has not got.
 
         Args:
@@ -149,6 +181,13 @@ class Given(NamedTuple):
             if self.samples:
                 return None
             return "compares the rows with generated samples; give samples, or draw some"
+        if isinstance(detector, OverDifficulty):
+            if self.images < SMALLEST_POPULATION:
+                return (
+                    f"compares images with each other: expected at least {SMALLEST_POPULATION} "
+                    f"different ones, found {self.images}"
+                )
+            return self.missing(detector.detector, event_shape)
         needed = requirements((detector,), math.prod(event_shape))
         if needed.conditions and not self.conditions:
             return "needs the rows' own conditions; give conditions"
@@ -171,7 +210,7 @@ class Kind(NamedTuple):
     """
 
     name: str
-    make: Callable[..., Detector | SampleDetector]
+    make: Callable[..., AnyDetector]
     level: float | None
 
 
@@ -182,7 +221,7 @@ def find_kind(name: str) -> Kind:
         name: one of ``DETECTORS`` or ``SAMPLE_DETECTORS``, or one of the former followed by
             ``_over_baseline``, ``_over_null`` or ``_over_blurred``: its difference to half of the
             same under the baseline, to the same without the condition, or to half of the same at
-            the blurred image.
+            the blurred image; or by ``_over_difficulty``: to what images as difficult have.
 
     Returns:
         How to make one.
@@ -193,14 +232,18 @@ def find_kind(name: str) -> Kind:
     if name in SAMPLE_DETECTORS:
         return Kind(name, SAMPLE_DETECTORS[name], None)
     plain, over, against = name.rpartition("_over_")
+    if over and plain in DETECTORS and against == OVER_DIFFICULTY:
+        kind = DETECTORS[plain]
+        return Kind(name, lambda sigma: OverDifficulty(kind(sigma)), kind.default_level)
     if over and plain in DETECTORS and against in COMPARISONS:
         kind, (other, weight) = DETECTORS[plain], COMPARISONS[against]
         return Kind(name, lambda sigma: Difference(kind(sigma), other, weight), kind.default_level)
     if name not in DETECTORS:
         known = ", ".join((*DETECTORS, *SAMPLE_DETECTORS))
         raise InputError(
-            f"detectors: unknown {name!r}; known: {known}; with _over_baseline, _over_null or "
-            "_over_blurred after one: its difference to another score or image"
+            f"detectors: unknown {name!r}; known: {known}; with _over_difficulty, _over_baseline, "
+            "_over_null or _over_blurred after one: its difference to other images, another score "
+            "or another image"
         )
     return Kind(name, DETECTORS[name], DETECTORS[name].default_level)
 
@@ -238,7 +281,31 @@ def parse_detector(spec: str) -> tuple[Kind, float | None]:
     return kind, level
 
 
-def _plan_one(spec: str | Detector | SampleDetector, model: Model) -> PlannedDetector:
+def default_detectors(
+    event_shape: tuple[int, ...], given: Given
+) -> tuple[tuple[str, Detector | OverDifficulty], ...]:
+    """What an audit runs unless told otherwise, at noise level 1; the first ranks.
+
+    Args:
+        event_shape: of one image of the model.
+        given: what there is beside model and images.
+
+    Returns:
+        Names and detectors: the first of ``RANKING`` and all of ``DEFAULT_DETECTORS`` that can
+        run.
+    """
+    able: dict[str, Detector | OverDifficulty] = {}
+    for name in (*RANKING, *DEFAULT_DETECTORS):
+        detector = find_kind(name).make(1.0)
+        assert not isinstance(detector, SampleDetector)
+        if given.missing(detector, event_shape) is None:
+            able[name] = detector
+    first = next(name for name in RANKING if name in able)
+    names = dict.fromkeys((first, *(name for name in DEFAULT_DETECTORS if name in able)))
+    return tuple((name, able[name]) for name in names)
+
+
+def _plan_one(spec: str | AnyDetector, model: Model) -> PlannedDetector:
     if isinstance(spec, SampleDetector):
         return PlannedDetector(spec.name, spec, None)
     if not isinstance(spec, str):
@@ -252,7 +319,7 @@ def _plan_one(spec: str | Detector | SampleDetector, model: Model) -> PlannedDet
 
 
 def plan_detectors(
-    specs: str | Sequence[str | Detector | SampleDetector] | None,
+    specs: str | Sequence[str | AnyDetector] | None,
     model: Model,
     given: Given = Given(),  # noqa: B008  (immutable)
 ) -> tuple[PlannedDetector, ...]:
@@ -261,9 +328,9 @@ def plan_detectors(
     Args:
         specs: ``"flipd"`` (at its default level), ``"flipd@0.1"`` (at 0.1 times the standard
             deviation of the data), ``"flipd_over_baseline"`` (the difference to half of the same
-            under the baseline; ``_over_null``: to the same without the condition), or detectors
+            under the baseline; what else it may be ``_over_``, ``find_kind`` says), or detectors
             with their own sigma; ``"all"`` for every other known one; ``None`` for
-            ``DEFAULT_DETECTORS``. Levels are clipped to the model's range of noise. Of ``"all"``
+            ``default_detectors``. Levels are clipped to the model's range of noise. Of ``"all"``
             and ``None``, those that lack something are left out.
         model: supplies ``event_shape``, ``data_std``, ``sigma_min``, ``sigma_max``.
         given: what there is beside model and images.
@@ -275,22 +342,23 @@ def plan_detectors(
         InputError: unknown name, unreadable level, two detectors with one column, or one named
             that lacks what it needs.
     """
-    wanted = DEFAULT_DETECTORS if specs is None else (specs,) if isinstance(specs, str) else specs
+    if specs is None:
+        specs = tuple(name for name, _ in default_detectors(model.event_shape, given))
+    wanted = specs if isinstance(specs, Sequence) and not isinstance(specs, str) else (specs,)
     planned: list[PlannedDetector] = []
     for spec in wanted:
         if spec == ALL:
             continue
         entry = _plan_one(spec, model)
         lack = given.missing(entry.detector, model.event_shape)
-        if lack is None:
-            planned.append(entry)
-        elif specs is not None:
+        if lack is not None:
             raise InputError(f"detectors: {entry.label} {lack}")
+        planned.append(entry)
     labels = [entry.label for entry in planned]
     if len(set(labels)) != len(labels):
         raise InputError(f"detectors: expected each once, got {', '.join(labels)}")
     if ALL in wanted:
-        names = dict.fromkeys((*DEFAULT_DETECTORS, *DETECTORS, *SAMPLE_DETECTORS))
+        names = dict.fromkeys((*RANKING, *DEFAULT_DETECTORS, *DETECTORS, *SAMPLE_DETECTORS))
         others = (_plan_one(name, model) for name in names if name not in labels)
         planned += [
             entry for entry in others if given.missing(entry.detector, model.event_shape) is None

@@ -165,7 +165,7 @@ def _calibration_record(calibration: Calibration) -> list[str | None]:
 
 
 def _detector_record(entry: PlannedDetector, model: Model) -> dict[str, Any]:
-    detector = entry.detector
+    detector, evaluated = entry.detector, entry.evaluated
     record = {
         "name": entry.label,
         "title": detector.title,
@@ -176,7 +176,7 @@ def _detector_record(entry: PlannedDetector, model: Model) -> dict[str, Any]:
         "raw": detector.raw_name,
         "cost": Cost()._asdict(),
     }
-    if not isinstance(detector, SampleDetector):
-        record["sigma"] = detector.sigma
-        record["cost"] = cost((detector,), int(np.prod(model.event_shape)))._asdict()
+    if not isinstance(evaluated, SampleDetector):
+        record["sigma"] = evaluated.sigma
+        record["cost"] = cost((evaluated,), int(np.prod(model.event_shape)))._asdict()
     return record

@@ -15,10 +15,12 @@ from memjax._core.chunked import chunked_map
 from memjax._core.errors import InputError, MemjaxError
 from memjax._core.hashing import fingerprint
 from memjax._core.keys import derive_key
+from memjax.auditing.comparison import compare_images, fewest_different
 from memjax.auditing.findings import flag_rows, look_for_copies
 from memjax.auditing.metrics import CONFIDENCE, Truth, flag_metrics, score_metrics, stored_metrics
 from memjax.auditing.parts import Parts
 from memjax.auditing.plan import (
+    AnyDetector,
     Calibration,
     Given,
     PlannedDetector,
@@ -32,7 +34,6 @@ from memjax.auditing.result import AuditResult
 from memjax.auditing.rows import Progress, RowFindings, compare_rows, evaluate_rows
 from memjax.auditing.table import build_table, gallery
 from memjax.data.images import ImageSet, from_array
-from memjax.detect.protocol import Detector
 from memjax.detect.sample_distance import SampleDetector
 from memjax.diffusion.model import Model
 from memjax.diffusion.sampling import decode_samples, sample
@@ -42,7 +43,7 @@ def audit(
     model: Model,
     images: ImageSet | Float[np.ndarray, "n ..."],
     *,
-    detectors: str | Sequence[str | Detector | SampleDetector] | None = None,
+    detectors: str | Sequence[str | AnyDetector] | None = None,
     calibrations: Sequence[Calibration] = (),
     fdr: float = 0.1,
     num_samples: int = 1024,
@@ -75,14 +76,16 @@ def audit(
         images: the rows, as from ``memjax.load_images``; or an array [n, ...] in [-1, 1].
         detectors: names (``"flipd"``, ``"flipd@0.1"`` at 0.1 times the data's standard
             deviation) or detectors; the first is the primary one. ``"all"`` stands for every
-            one that can run with what is given, ``None`` for a few quick ones.
+            one that can run with what is given, ``None`` for a few quick ones. Those that end
+            in ``_over_difficulty`` compare images with each other: the images of ``trained_on``
+            to rank, the tested and the calibrating ones to flag.
         calibrations: what flags are calibrated with. None: a ranking and no flag.
         fdr: expected share of false flags among the flags, in (0, 1).
         num_samples: samples to draw for *stored*; 0 to leave that question open.
         samples: samples drawn before, instead.
         trained_on: mask or row numbers of the images that stand in the training set, among
-            which copies are looked for and with which detectors that look at samples compare;
-            ``None`` for all.
+            which copies are looked for and with which detectors that look at samples, or at
+            all images at once, compare; ``None`` for all.
         truth: what is known about the rows, to measure the detectors with.
         conditions: pytree of arrays with one leading row axis; ``None`` for the null condition.
             Samples are then drawn under the rows' conditions in turn, and detectors may compare
@@ -137,6 +140,7 @@ def audit(
         conditions=conditions is not None,
         baseline=baseline is not None,
         samples=samples is not None or num_samples > 0,
+        images=fewest_different(rows, calibrations, among),
     )
     planned = plan_detectors(detectors, model, given)
     chunk = chunk_size or default_chunk_size(int(np.prod(model.event_shape)))
@@ -164,7 +168,7 @@ def audit(
         return evaluate_rows(
             model,
             images,
-            tuple(e.detector for e in planned if not isinstance(e.detector, SampleDetector)),
+            tuple(e.evaluated for e in planned if not isinstance(e.evaluated, SampleDetector)),
             baseline=baseline,
             conditions=conditions,
             seed=seed,
@@ -201,10 +205,13 @@ def audit(
     ]
     clock["sampled"] = time.perf_counter()
 
-    found = _in_order(planned, _stack(evaluated), _stack(compared))
+    single = _in_order(planned, _stack(evaluated), _stack(compared))
     all_images, calibration_rows = _append(rows, calibrations)
+    everything = all_images.images
+    usual = np.concatenate([among, np.zeros(len(everything) - len(rows), bool)])
+    found = compare_images(planned, single, everything, usual)
     values = found.value[: len(rows)]
-    flags = flag_rows(planned, found, calibrations, calibration_rows, len(rows), fdr)
+    flags = flag_rows(planned, single, everything, calibrations, calibration_rows, len(rows), fdr)
     metrics = {
         "confidence": CONFIDENCE,
         "truth": None if truth is None else "multiplicity in the training set",

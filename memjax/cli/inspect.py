@@ -68,18 +68,13 @@ def _audit(found: Any, images: int) -> dict[str, Any]:
     """What an audit by the default detectors would do, and take."""
     import numpy as np
 
-    from memjax.auditing.plan import DEFAULT_DETECTORS, Given, default_chunk_size, find_kind
+    from memjax.auditing.plan import Given, default_chunk_size, default_detectors, evaluated
     from memjax.detect.plan import cost
 
     d = int(np.prod(found.event_shape))
-    given = Given(conditions=bool(found.condition), baseline=False)
-    able = []
-    for name in DEFAULT_DETECTORS:
-        kind = find_kind(name)
-        detector = kind.make() if kind.level is None else kind.make(1.0)
-        if given.missing(detector, found.event_shape) is None:
-            able.append((name, detector))
-    products = cost(tuple(detector for _, detector in able), d).total
+    given = Given(conditions=bool(found.condition), baseline=False, images=images)
+    able = default_detectors(found.event_shape, given)
+    products = cost(tuple(evaluated(detector) for _, detector in able), d).total
     rows, work = default_chunk_size(d), found.work
     samples = SAMPLES if "sample" in _commands(found) else 0
     return {

@@ -1,6 +1,7 @@
 from .combined import Difference as Difference
 from .combined import FluxAndLoss as FluxAndLoss
 from .denoising_loss import DenoisingLoss as DenoisingLoss
+from .difficulty import OverDifficulty as OverDifficulty
 from .evaluate import evaluate_detectors as evaluate_detectors
 from .local_dimension import FLIPD as FLIPD
 from .local_dimension import DimensionProfile as DimensionProfile
@@ -78,6 +79,7 @@ __all__ = [
     "Neighbor",
     "NormalizedL2",
     "NormalizedVolumeGrowth",
+    "OverDifficulty",
     "PLaplace",
     "PLaplaceFlux",
     "Point",

@@ -4,6 +4,8 @@ from .conformal import FlagResult as FlagResult
 from .conformal import benjamini_hochberg as benjamini_hochberg
 from .conformal import conformal_p_values as conformal_p_values
 from .conformal import flag as flag
+from .difficulty import excess_over_difficulty as excess_over_difficulty
+from .difficulty import image_difficulty as image_difficulty
 from .distances import CopyResult as CopyResult
 from .distances import Neighbors as Neighbors
 from .distances import copy_ratios as copy_ratios
@@ -58,11 +60,13 @@ __all__ = [
     "copy_ratios",
     "cosine_blocks",
     "distance_blocks",
+    "excess_over_difficulty",
     "extraction_scores",
     "find_copies",
     "fit_temperature",
     "flag",
     "group_duplicates",
+    "image_difficulty",
     "map_ranking",
     "mask_accuracy",
     "mask_iou",

@@ -14,12 +14,12 @@ import pyarrow.parquet
 import pytest
 
 import memjax.cli.app as app
-from memjax.auditing.plan import DEFAULT_DETECTORS
+from memjax.auditing.plan import RANKING
 from memjax.data.testbeds import graded
 from memjax.evaluate.roc import auroc
 
 SCRIPT = Path(__file__).with_name("train_unet2d.py")
-DETECTOR = DEFAULT_DETECTORS[0]
+DETECTOR = RANKING[0]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,13 @@ from memjax._core.keys import derive_key
 from memjax._core.status import Status
 from memjax.auditing import audit
 from memjax.auditing.metrics import Truth
-from memjax.auditing.plan import DEFAULT_DETECTORS, DETECTORS, SAMPLE_DETECTORS, plan_detectors
+from memjax.auditing.plan import (
+    DEFAULT_DETECTORS,
+    DETECTORS,
+    RANKING,
+    SAMPLE_DETECTORS,
+    plan_detectors,
+)
 from memjax.auditing.rows import _evaluate_chunk
 from memjax.data.images import from_array, load_images
 from memjax.densities import ConditionalMixture, GaussianMixture
@@ -119,7 +125,7 @@ def world(seed: int, d: int, num_stored: int) -> World:
 @functools.cache
 def planned(d: int):
     """Every detector an audit knows: those of the score, those of samples."""
-    names = dict.fromkeys((*DEFAULT_DETECTORS, *DETECTORS))
+    names = dict.fromkeys((*RANKING[1:], *DEFAULT_DETECTORS, *DETECTORS))
     specs = [f"{name}@{LEVELS[name]}" if name in LEVELS else name for name in names]
     entries = plan_detectors([*specs, *SAMPLE_DETECTORS], world(0, d, 1).model)
     of_samples = [e for e in entries if isinstance(e.detector, SampleDetector)]
