@@ -124,8 +124,10 @@ def test_figures_come_from_json_alone(harness, tmp_path, monkeypatch):
 def test_every_case_has_its_own_name_and_file(harness):
     known = harness.cases()
     assert len({harness.result_path({"case": n, "quick": False}) for n in known}) == len(known)
-    for name, module in harness.modules().items():
-        assert all(case.name.startswith(f"{name}/") for case in module.cases())
+    modules = harness.modules()
+    assert sum(len(module.cases()) for module in modules.values()) == len(known)
+    # Its results are drawn by the module that it is named after.
+    assert {name.split("/")[0] for name in known} <= set(modules)
     prefix = next(iter(known)).split("/")[0]
     assert [c.name for c in harness.select([prefix])] == [
         n for n in known if n.startswith(prefix + "/")
