@@ -17,6 +17,7 @@ from memjax.densities.empirical import Empirical
 from memjax.densities.planted import planted_mixture
 from memjax.detect.evaluate import evaluate_detectors
 from memjax.diffusion.model import Model
+from memjax.evaluate.difficulty import excess_over_difficulty, image_difficulty
 from memjax.training.testbeds import graded_testbed, prompts_testbed
 
 GROUP_SIZES = (48, 48, 16, 16, 16)
@@ -207,6 +208,27 @@ def values(bed: Bed, detectors: Sequence[Any], sigma: float, chunk: int) -> np.n
         )
         out.append(np.asarray(found)[: n - start])
     return np.concatenate(out).T
+
+
+def population(bed: Bed, question: str) -> np.ndarray:
+    """Rows of an audit that asks this: the training set, or all where unseen rows are negatives."""
+    everything = np.ones(len(bed.images), bool)
+    trained = everything if bed.trained_on is None else bed.trained_on
+    return everything if (bed.questions[question].negative & ~trained).any() else trained
+
+
+def excesses(beds: Mapping[int, Bed]) -> Callable[[int, np.ndarray, str], np.ndarray]:
+    """Values less what difficulty makes expect, by seed, for a question and its population."""
+    known: dict[tuple[int, bytes], np.ndarray] = {}
+
+    def excess(seed: int, column: np.ndarray, question: str) -> np.ndarray:
+        among = population(beds[seed], question)
+        at = seed, among.tobytes()
+        if at not in known:
+            known[at] = image_difficulty(beds[seed].images, among)
+        return excess_over_difficulty(np.asarray(column, np.float64), known[at], among)
+
+    return excess
 
 
 def forwards(bed: Bed, detector: Any, sigma: float, repeats: int) -> float:

@@ -13,6 +13,7 @@ FAMILIES = {
     "flux, p > 1": ("p_laplace_flux(p=",),
     "sphere loss": ("sphere_loss",),
     "flux and loss": ("flux_and_loss",),
+    "flux over difficulty": ("p_laplace_flux_over_difficulty",),
     "flux over blurred": ("p_laplace_flux_over_0.5_blurred",),
     "difference to a checkpoint": ("p_laplace_flux_over",),
     "denoising loss": ("denoising_loss",),

@@ -4,7 +4,9 @@ A table is a test bed: digits of which some were repeated, at the end of trainin
 checkpoint; prompts that store an image or half of one; exact worlds in 8, 64 and 768 dimensions.
 Its rows are detectors with a budget (pairs, draws, probes, ...). Noise level and radius are chosen
 on five training seeds and scored on five others, on which nothing was chosen, no threshold either.
-``_quality`` says what the intervals cover. What all detectors cost together, ``together`` times.
+``_quality`` says what the intervals cover. What compares images with each other compares those of
+an audit that asks the question: the training set, or, for membership, all images. What all
+detectors cost together, ``together`` times.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ import numpy as np
 from benchmarks._beds import (
     Bed,
     empirical,
+    excesses,
     forwards,
     graded,
     mixture,
@@ -26,11 +29,12 @@ from benchmarks._beds import (
     values,
 )
 from benchmarks._detectors_figure import figure as figure
-from benchmarks._quality import merit, pooled, quality, record, short, transferred
+from benchmarks._quality import Quality, merit, pooled, quality, record, short, transferred
 from benchmarks.harness import Case, Table, Target
 from memjax._core.errors import InputError
-from memjax.auditing.plan import DETECTORS, SAMPLE_DETECTORS
+from memjax.auditing.plan import DETECTORS, SAMPLE_DETECTORS, evaluated
 from memjax.detect.combined import Difference
+from memjax.detect.difficulty import OverDifficulty
 from memjax.detect.neighbors import Blurred
 from memjax.detect.p_laplace import PLaplaceFlux
 from memjax.detect.plan import cost, plan_evaluations, requirements
@@ -157,13 +161,13 @@ def methods(kinds: Sequence[type], setting: Setting, bed: Bed) -> list[Method]:
             unit = 1.0 if absolute else sigma
             for radius in RADII if tuned else (None,):
                 detector = make(sigma / unit, **({"radius": radius} if tuned else {}))
-                if _fits(detector, sigma, setting, bed):
+                if _fits(evaluated(detector), sigma, setting, bed):
                     found.append(Candidate(detector, unit, sigma, radius))
         if found:
             first = found[0].detector
             out.append(Method(name or first.name, first.title, tuple(found)))
         start = tuple(c for c in found if c.sigma == FIRST_STEP)
-        if start and _image_free(start[0].detector, bed.images[0].size):
+        if start and _image_free(evaluated(start[0].detector), bed.images[0].size):
             name = name or start[0].detector.name
             out.append(Method(f"{name} at {FIRST_STEP}", start[0].detector.title, start))
 
@@ -182,6 +186,12 @@ def methods(kinds: Sequence[type], setting: Setting, bed: Bed) -> list[Method]:
             return Difference(PLaplaceFlux(sigma, radius=radius), weight=weight)
 
         add(over, True)
+    for num_pairs in (1, 16) if bed.conditions is None else ():
+
+        def excess(sigma: float, radius: float, num_pairs: int = num_pairs) -> OverDifficulty:
+            return OverDifficulty(PLaplaceFlux(sigma, radius=radius, num_pairs=num_pairs))
+
+        add(excess, True, f"p_laplace_flux_over_difficulty(num_pairs={num_pairs})")
     for num_pairs in (8, 16) if bed.images.ndim == 4 and bed.conditions is None else ():
 
         def near(sigma: float, radius: float, num_pairs: int = num_pairs) -> Difference:
@@ -227,17 +237,19 @@ def table(
     """
     beds = {seed: setting.bed(seed, quick) for seed in (*tuning, *scoring)}
     first = beds[scoring[0]]
-    chosen = methods(kinds, setting, first)
+    chosen, compared = methods(kinds, setting, first), excesses(beds)
     found = _evaluate([c for method in chosen for c in method.candidates], beds, setting.chunk)
     out = []
     for method in chosen:
-        price = cost((method.candidates[0].detector,), first.images[0].size)
+        detector = method.candidates[0].detector
+        price = cost((evaluated(detector),), first.images[0].size)
         candidates = {c.where: found[c] for c in method.candidates}
-        row = _row(candidates, setting.own, beds, tuning, scoring)
+        many = compared if isinstance(detector, OverDifficulty) else _single
+        row = _row(candidates, setting.own, beds, tuning, scoring, many)
         if timed:
             at = next(iter(row["questions"].values()))
             (best,) = (c for c in method.candidates if c.where == (at["sigma"], at["radius"]))
-            row["forwards"] = round(forwards(first, best.detector, best.unit, timed), 2)
+            row["forwards"] = round(forwards(first, evaluated(best.detector), best.unit, timed), 2)
         named = {"method": method.name, "title": method.title, "products": int(price.total)}
         out.append(named | {"cost": {k: int(v) for k, v in price._asdict().items()}} | row)
     for name in first.known:
@@ -263,7 +275,7 @@ def _evaluate(
         groups.setdefault((c.unit, count[c.detector] >= len(levels)), []).append(c)
     for (unit, _), group in groups.items():
         for seed, bed in beds.items():
-            found = values(bed, [c.detector for c in group], unit, chunk)
+            found = values(bed, [evaluated(c.detector) for c in group], unit, chunk)
             for c, column in zip(group, found, strict=True):
                 out[c][seed] = column
     return out
@@ -295,14 +307,28 @@ def samples(kinds: Sequence[type], setting: Setting, scoring, quick: bool) -> li
     return out
 
 
+def _single(seed: int, column: np.ndarray, question: str) -> np.ndarray:
+    """Values of one image at a time are the same whatever is asked."""
+    return column
+
+
 def _row(
     candidates: dict[tuple[float | None, float | None], dict[int, np.ndarray]],
     own: tuple[str, ...],
     beds: dict[int, Bed],
     tuning: tuple[int, ...],
     scoring: tuple[int, ...],
+    compared: Callable[[int, np.ndarray, str], np.ndarray] = _single,
 ) -> dict[str, Any]:
     """What the best candidate (by noise level and radius; values by seed) is worth."""
+
+    def answers(at, seeds, name) -> list[np.ndarray]:
+        return [compared(seed, candidates[at][seed], name) for seed in seeds]
+
+    def qualities(at, seeds, name) -> list[Quality]:
+        found = answers(at, seeds, name)
+        return [quality(v, beds[s].questions[name]) for v, s in zip(found, seeds, strict=True)]
+
     failed = max(int(np.sum(~np.isfinite(v))) for v in candidates.values() for v in v.values())
     row: dict[str, Any] = {"status": "ok", "questions": {}}
     row |= {"largest_number_of_failed_rows": failed} if failed else {}
@@ -311,43 +337,35 @@ def _row(
     for name in shared:
         deciding = name if name in own else shared[0]
         if deciding not in merits:
-            merits[deciding] = {
-                at: merit([quality(by_seed[s], beds[s].questions[deciding]) for s in tuning])
-                for at, by_seed in candidates.items()
-            }
+            merits[deciding] = {at: merit(qualities(at, tuning, deciding)) for at in candidates}
         at = max(merits[deciding], key=merits[deciding].__getitem__)
-        by_seed = candidates[at]
-        asked = {seed: bed.questions[name] for seed, bed in beds.items()}
         row["questions"][name] = {
             "sigma": at[0],
             "radius": at[1],
             "merit": short(merits[deciding][at]),
-            **record([quality(by_seed[s], asked[s]) for s in scoring]),
+            **record(qualities(at, scoring, name)),
         }
         if tuning:
             row["questions"][name]["transferred"] = transferred(
-                [by_seed[s] for s in tuning],
-                [asked[s] for s in tuning],
-                [by_seed[s] for s in scoring],
-                [asked[s] for s in scoring],
+                answers(at, tuning, name),
+                [beds[s].questions[name] for s in tuning],
+                answers(at, scoring, name),
+                [beds[s].questions[name] for s in scoring],
             )
     if tuning and shared:
-        row["levels"] = _levels(candidates, merits[shared[0]], shared[0], beds, scoring)
+        first = shared[0]
+        row["levels"] = _levels(merits[first], lambda at: qualities(at, scoring, first))
     return row
 
 
 def _levels(
-    candidates: dict[tuple[float | None, float | None], dict[int, np.ndarray]],
-    merits: dict,
-    question: str,
-    beds: dict[int, Bed],
-    scoring: tuple[int, ...],
+    merits: dict[tuple[float | None, float | None], float],
+    qualities: Callable[[tuple[float | None, float | None]], list[Quality]],
 ) -> dict[str, list[float | None]]:
     """AUROC and rate at 1 % for the first question, by noise level, at the radius chosen there."""
     out = {}
-    for sigma in dict.fromkeys(at[0] for at in candidates):
-        at = max((at for at in candidates if at[0] == sigma), key=merits.__getitem__)
-        found = [quality(candidates[at][s], beds[s].questions[question]) for s in scoring]
+    for sigma in dict.fromkeys(at[0] for at in merits):
+        found = qualities(max((at for at in merits if at[0] == sigma), key=merits.__getitem__))
         out[str(sigma)] = [short(pooled(metric, found)[0]) for metric in ("auroc", "tpr")]
     return out
 
