@@ -13,6 +13,7 @@ from memjax._core.status import Status
 from memjax.calculus.p_laplace import ROUNDINGS
 from memjax.detect.protocol import Branch, Local, Product
 from memjax.linalg.lanczos import eigsh
+from memjax.linalg.probes import rademacher
 from memjax.linalg.quadrature import SpectralDensity, spectral_density
 from memjax.linalg.trace import trace_hutchinson
 
@@ -54,7 +55,8 @@ class Trace(Product):
     """tr H, the divergence of the score: a value with its standard error.
 
     Exact by d jvps, or by Hutchinson's estimator from ``num_probes`` random signs that are
-    common to all images. Nothing is paid where the dense Jacobian is wanted at the same point.
+    common to all images. Nothing is paid where the dense Jacobian is wanted at the same point, or
+    a ``SpectralQuadrature`` (of the default steps) from as many probes: they are the same signs.
     """
 
     num_probes: int | None = None
@@ -62,7 +64,9 @@ class Trace(Product):
     @property
     def derives(self) -> tuple[Product, ...]:  # type: ignore[override]
         """The dense Jacobian gives the exact trace; probes are probes whoever else asks."""
-        return (Jacobian(),) if self.num_probes is None else ()
+        if self.num_probes is None:
+            return (Jacobian(),)
+        return (SpectralQuadrature(self.num_probes),)
 
     def __post_init__(self):
         if self.num_probes is not None and self.num_probes < 2:
@@ -72,17 +76,18 @@ class Trace(Product):
 
     def __call__(self, local: Local) -> Measured:
         """Compute it; the standard error of an exact trace is zero."""
-        linearization = local.linearization
-        if self.num_probes is not None:
+        linearization, (known,) = local.linearization, self.derives
+        if self.num_probes is None:
+            dense = local.results.get(known)
+            value = linearization.trace() if dense is None else jnp.trace(dense)
+            return Measured(value, jnp.zeros_like(value))
+        if known in local.results:
+            found = local.results[known].trace(lambda nodes: nodes)
+        else:
             found = trace_hutchinson(
                 linearization.jvp, linearization.point, local.key, num_products=self.num_probes
             )
-            return Measured(found.value, found.standard_error)
-        if Jacobian() in local.results:
-            value = jnp.trace(local.results[Jacobian()])
-        else:
-            value = linearization.trace()
-        return Measured(value, jnp.zeros_like(value))
+        return Measured(found.value, found.standard_error)
 
     def cost(self, d: int) -> Cost:
         """``d`` jvps, or the probes."""
@@ -270,7 +275,10 @@ class ExtremeEigenvalues(Product):
 
 @dataclasses.dataclass(frozen=True)
 class SpectralQuadrature(Product):
-    """Sums over the spectrum of (H + H^T)/2 without the matrix: stochastic Lanczos quadrature."""
+    """Sums over the spectrum of (H + H^T)/2 without the matrix: stochastic Lanczos quadrature.
+
+    From the random signs that ``Trace`` takes, which then follows: a rule is exact for v^T H v.
+    """
 
     num_probes: int = 16
     num_steps: int = 16
@@ -288,6 +296,7 @@ class SpectralQuadrature(Product):
             local.key,
             self.num_probes,
             self.num_steps,
+            probes=lambda _, num, like: rademacher(local.key, num, like),
         )
 
     def cost(self, d: int) -> Cost:

@@ -135,6 +135,27 @@ def test_without_the_matrix(d):
     assert np.max(found[4].standard_error) < 1e-3  # the free direction stands alone
 
 
+def test_a_trace_follows_from_the_quadrature():
+    """The same random signs: nothing more is paid, and the number is what it is alone."""
+    jacobian = jnp.asarray(skewed(64, 0), jnp.ones(()).dtype)
+    quadrature, trace = Sharpness(1.0, exact_limit=0), FLIPD(1.0, num_probes=16)
+    other = FLIPD(1.0, num_probes=15)
+    assert cost((trace, quadrature), 64) == cost((quadrature,), 64) == Cost(1, 256, 256)
+    assert cost((other, quadrature), 64) == Cost(1, 256 + 15, 256)
+
+    def score(x, sigma, condition=None):
+        return jnp.matmul(jacobian, x, precision="highest")
+
+    x = jnp.linspace(-0.2, 0.2, 64)
+    beside = run(score, x, (trace, other, quadrature))[:2]
+    for detector, shared in zip((trace, other), beside, strict=True):
+        (alone,) = run(score, x, (detector,))
+        assert alone.standard_error > 0
+        np.testing.assert_allclose(shared.value, alone.value, rtol=1e-5)
+        np.testing.assert_allclose(shared.standard_error, alone.standard_error, rtol=1e-4)
+    assert beside[0].value != beside[1].value
+
+
 def test_too_few_products_are_a_status():
     jacobian = jnp.asarray(skewed(64, 0), jnp.ones(()).dtype)
     detector = ExtremeEigenvalue(1.0, exact_limit=0, num_products=3, which="smallest")
