@@ -17,7 +17,7 @@ from memjax.densities.empirical import Empirical
 from memjax.densities.planted import planted_mixture
 from memjax.detect.evaluate import evaluate_detectors
 from memjax.diffusion.model import Model
-from memjax.evaluate.difficulty import excess_over_difficulty, image_difficulty
+from memjax.evaluate.difficulty import image_difficulty
 from memjax.training.testbeds import graded_testbed, prompts_testbed
 
 GROUP_SIZES = (48, 48, 16, 16, 16)
@@ -217,16 +217,16 @@ def population(bed: Bed, question: str) -> np.ndarray:
     return everything if (bed.questions[question].negative & ~trained).any() else trained
 
 
-def excesses(beds: Mapping[int, Bed]) -> Callable[[int, np.ndarray, str], np.ndarray]:
-    """Values less what difficulty makes expect, by seed, for a question and its population."""
+def excesses(beds: Mapping[int, Bed]) -> Callable[[Any, int, np.ndarray, str], np.ndarray]:
+    """What detectors that compare images make of values, by seed, for a question's population."""
     known: dict[tuple[int, bytes], np.ndarray] = {}
 
-    def excess(seed: int, column: np.ndarray, question: str) -> np.ndarray:
+    def excess(detector, seed: int, column: np.ndarray, question: str) -> np.ndarray:
         among = population(beds[seed], question)
         at = seed, among.tobytes()
         if at not in known:
             known[at] = image_difficulty(beds[seed].images, among)
-        return excess_over_difficulty(np.asarray(column, np.float64), known[at], among)
+        return detector.excess(column, np.zeros_like(column), known[at], among)[0]
 
     return excess
 

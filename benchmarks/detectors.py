@@ -244,7 +244,7 @@ def table(
         detector = method.candidates[0].detector
         price = cost((evaluated(detector),), first.images[0].size)
         candidates = {c.where: found[c] for c in method.candidates}
-        many = compared if isinstance(detector, OverDifficulty) else _single
+        many = partial(compared, detector) if isinstance(detector, OverDifficulty) else _single
         row = _row(candidates, setting.own, beds, tuning, scoring, many)
         if timed:
             at = next(iter(row["questions"].values()))

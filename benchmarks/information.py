@@ -5,7 +5,8 @@ on five others: logistic regression, one weight a feature. The features of the f
 statistics together: score norm, flux and sphere loss at six noise levels and three radii, a
 thousand evaluations an image, where a detector takes thirty. What it does not find, no rule made
 of them does. The second adds the same statistics at the blurred image, which tell how hard an
-image like it is. The others add to the first what nobody has who holds one model, from the
+image like it is; the third how hard each image is for a Gaussian fitted to the others, which an
+audit takes for that. The others add to the first what nobody has who holds one model, from the
 training runs, and the last has everything:
 
 - rows nearby: distances to the training rows nearby, their number, and the image's brightness;
@@ -33,6 +34,7 @@ from memjax.detect.neighbors import Blurred
 from memjax.detect.p_laplace import PLaplaceFlux
 from memjax.detect.score_norm import ScoreNorm
 from memjax.detect.sphere_loss import SphereLoss
+from memjax.evaluate.difficulty import image_difficulty
 
 TUNING, SCORING = (1, 2, 3, 4, 5), (6, 7, 8, 9, 10)
 STEPS = 8000
@@ -159,16 +161,21 @@ def fit(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def rows(
     found: dict[int, np.ndarray],
     blurred: dict[int, np.ndarray],
+    difficulty: dict[int, np.ndarray],
     multiplicity: dict[int, np.ndarray],
     images: np.ndarray,
     exposed: dict[int, np.ndarray],
     tuning: tuple[int, ...],
     scoring: tuple[int, ...],
 ) -> list[dict[str, Any]]:
-    """The table, from values [level, detector, row] on every seed, at the images and blurred."""
+    """The table, from values [level, detector, row] on every seed, at the images and blurred.
+
+    ``difficulty`` is that of the images among the training rows.
+    """
     seeds = (*tuning, *scoring)
     statistics = {seed: log_statistics(found[seed]) for seed in seeds}
     easier = {seed: log_statistics(blurred[seed]) for seed in seeds}
+    harder = {seed: np.hstack([difficulty[seed], difficulty[seed] ** 2]) for seed in seeds}
     around = {seed: rows_nearby(images, multiplicity[seed]) for seed in seeds}
     shadow = {seed: shadows(seed, statistics, multiplicity) for seed in seeds}
     questions = {
@@ -183,11 +190,12 @@ def rows(
         "flux and sphere loss, 32 products": None,
         "all local statistics": {},
         "and at the blurred image": easier,
+        "and difficulty": harder,
         "and exposures": exposed,
         "and rows nearby": around,
         "and shadows": shadow,
-        "and all four": {
-            s: np.hstack([easier[s], exposed[s], around[s], shadow[s]]) for s in seeds
+        "and all of these": {
+            s: np.hstack([easier[s], harder[s], exposed[s], around[s], shadow[s]]) for s in seeds
         },
     }
     out = []
@@ -221,17 +229,18 @@ def rows(
 
 def _compute(quick: bool, seed: int):
     tuning, scoring = ((1, 2), (6,)) if quick else (TUNING, SCORING)
-    found, blurred, multiplicity, exposed, images = {}, {}, {}, {}, None
+    found, blurred, difficulty, multiplicity, exposed, images = {}, {}, {}, {}, {}, None
     for training in (*tuning, *scoring):
         bed, planted = graded(STEPS, training, quick), graded_rows(training, GROUP_SIZES)
         found[training] = np.stack([values(bed, AT_A_LEVEL, sigma, 300) for sigma in SIGMAS])
         near = bed._replace(images=np.asarray(jax.vmap(Blurred())(bed.images)))
         blurred[training] = np.stack([values(near, AT_A_LEVEL, sigma, 300) for sigma in SIGMAS])
         multiplicity[training], images = planted.multiplicity, planted.images
+        difficulty[training] = image_difficulty(images, planted.multiplicity > 0)
         steps = QUICK_STEPS[STEPS] if quick else STEPS
         exposed[training] = exposures(training, planted.train_indices, planted.multiplicity, steps)
     assert images is not None
-    return rows(found, blurred, multiplicity, images, exposed, tuning, scoring), []
+    return rows(found, blurred, difficulty, multiplicity, images, exposed, tuning, scoring), []
 
 
 def _make(quick: bool, seed: int) -> Table:

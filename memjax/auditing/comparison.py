@@ -29,8 +29,8 @@ def compare_images(
 
     Returns:
         ``single``, and where a detector compares images its value is the excess, its raw value
-        the one before, with the same standard error. Status UNDEFINED where the population has
-        too few values to say what is usual.
+        the one before. Status UNDEFINED where the population has too few values to say what is
+        usual.
     """
     columns = [k for k, entry in enumerate(planned) if isinstance(entry.detector, OverDifficulty)]
     if not columns:
@@ -42,7 +42,10 @@ def compare_images(
         assert isinstance(detector, OverDifficulty)
         finite = np.isfinite(before)
         if np.sum(finite & population) >= SMALLEST_POPULATION:
-            found.value[:, k] = detector.excess(before, difficulty, population)
+            error = single.standard_error[:, k]
+            found.value[:, k], found.standard_error[:, k] = detector.excess(
+                before, error, difficulty, population
+            )
             found.raw[:, k] = before
             continue
         for column in (found.value, found.raw, found.standard_error):

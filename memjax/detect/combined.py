@@ -74,6 +74,7 @@ class FluxAndLoss:
     title: ClassVar[str] = "Flux and sphere loss"
     raw_name: ClassVar[str] = "flux minus weighted loss"
     default_level: ClassVar[float] = 0.067
+    ceiling: ClassVar[float] = 1.0
     statement: ClassVar[str] = (
         "Whether the score around the image points back at it, and the denoiser returns to it."
     )

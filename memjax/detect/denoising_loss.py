@@ -38,6 +38,7 @@ class DenoisingLoss:
     title: ClassVar[str] = "Denoising loss"
     raw_name: ClassVar[str] = "mean |eps_hat - eps|^2"
     default_level: ClassVar[float] = 0.1
+    ceiling: ClassVar[float] = 0.0
     statement: ClassVar[str] = "How badly the model denoises the image: less badly if trained on."
 
     def __post_init__(self):

@@ -13,7 +13,12 @@ from memjax.evaluate.difficulty import excess_over_difficulty
 class OverDifficulty:
     """A detector's value beyond what images as difficult have under the same model.
 
-        value_i - E[value | difficulty of image i],    raw = value_i
+        value_i = l_i - E[l | difficulty of image i],    raw_i = the detector's value v_i
+
+    where the detector's value has a ceiling c, that of an image memorized perfectly (1 for the
+    p = 1 flux, 0 for minus a loss or a norm), ``l = -log(c - v)``: value log 2 means half as far
+    from it as images as difficult usually are. For other detectors l = v. Near its ceiling a value
+    hardly depends on difficulty any more; on this scale it stands far above all others there.
 
     The expectation is a robust regression over many images (``excess_over_difficulty``) on what a
     Gaussian fitted to the other images finds hard in each (``image_difficulty``). Two easy images
@@ -25,7 +30,10 @@ class OverDifficulty:
     image, then take their ``excess``.
 
     Args:
-        detector: any detector of single images.
+        detector: any detector of single images; its attribute ``ceiling``, if it has one, is c.
+
+    References:
+        As for ``memjax.evaluate.excess_over_difficulty``.
     """
 
     detector: Detector
@@ -48,30 +56,44 @@ class OverDifficulty:
     @property
     def statement(self) -> str:
         """One sentence on what the number is."""
-        return f"Beyond what images as difficult have: {self.detector.statement}"
+        how = "More than" if self._ceiling is None else "How much nearer to its ceiling than"
+        return f"{how} for images as difficult: {self.detector.statement}"
 
     @property
     def sigma(self) -> float:
         """That of the detector."""
         return self.detector.sigma
 
+    @property
+    def _ceiling(self) -> float | None:
+        return getattr(self.detector, "ceiling", None)
+
     def excess(
         self,
         value: Float[np.ndarray, "n"],
+        standard_error: Float[np.ndarray, "n"],
         difficulty: Float[np.ndarray, "n k"],
         population: Bool[np.ndarray, "n"] | None = None,
-    ) -> Float[np.ndarray, "n"]:
-        """What ``excess_over_difficulty`` makes of the detector's values.
+    ) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+        """The detector's values compared with each other.
 
         Args:
             value: of ``detector``, one per image.
+            standard_error: of these.
             difficulty: as from ``memjax.evaluate.image_difficulty``.
             population: images that say what is usual; ``None`` for all.
 
         Returns:
-            One value per image, larger = more memorized.
+            One value per image, larger = more memorized, and its standard error to first order;
+            the expectation's own error is left out.
 
         Raises:
             InputError: fewer than 50 images of the population have a value.
         """
-        return excess_over_difficulty(value, difficulty, population)
+        value, error = value.astype(np.float64), standard_error.astype(np.float64)
+        if self._ceiling is not None:
+            # What single precision cannot tell from the ceiling is that far below it.
+            least = np.maximum(np.spacing(np.float32(self._ceiling)), 1e-30)
+            short = np.maximum(self._ceiling - value, least)
+            value, error = -np.log(short), error / short
+        return excess_over_difficulty(value, difficulty, population), error

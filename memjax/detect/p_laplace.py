@@ -117,6 +117,11 @@ class PLaplaceFlux:
         check_sphere(self.radius, self.num_pairs)
         _check_field(self.field)
 
+    @property
+    def ceiling(self) -> float | None:
+        """1 for p = 1, a mean of cosines; other exponents have none for learned scores."""
+        return 1.0 if self.p == 1 else None
+
     def needs(self, d: int) -> tuple[Need, ...]:
         """The score at both ends of every pair; for the gap under both conditions."""
         points = sphere_points(self.sigma, self.radius, self.num_pairs, d)

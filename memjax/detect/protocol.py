@@ -283,6 +283,9 @@ class Detector(Protocol):
         default_level: noise level an audit uses unless told otherwise, as a multiple of the
             data's standard deviation.
         sigma: noise level in the score's units.
+
+    One whose value reaches a number where an image is memorized perfectly, and never exceeds it,
+    may say so by an attribute ``ceiling``.
     """
 
     name: ClassVar[str]

@@ -37,6 +37,7 @@ class ScoreNorm:
     title: ClassVar[str] = "Score norm"
     raw_name: ClassVar[str] = "|s|, per data unit"
     default_level: ClassVar[float] = 0.1
+    ceiling: ClassVar[float] = 0.0
     statement: ClassVar[str] = (
         "How far the denoiser moves the clean image, in units of the noise: "
         "a stored image stays where it is."

@@ -54,6 +54,7 @@ class SphereLoss:
     title: ClassVar[str] = "Sphere loss"
     raw_name: ClassVar[str] = "|x0 - D|^2 / sigma^2"
     default_level: ClassVar[float] = 0.067
+    ceiling: ClassVar[float] = 0.0
     statement: ClassVar[str] = (
         "How far from the image the denoiser ends when it starts beside it: "
         "it returns to a stored image."

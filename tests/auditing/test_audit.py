@@ -475,12 +475,11 @@ def test_the_excess_over_difficulty_is_a_column_like_any_other(model):
     names = ["score_norm_over_difficulty", "score_norm"]
     result = run(model, images, detectors=names)
     compared, alone = (column(result, name).astype(float) for name in names)
-    difficulty = image_difficulty(images.images)
-    np.testing.assert_allclose(compared, excess_over_difficulty(alone, difficulty), rtol=1e-12)
+    logarithm = -np.log(np.maximum(-alone, 1e-30))  # of a norm, which is 0 at best
+    expected = excess_over_difficulty(logarithm, image_difficulty(images.images))
+    np.testing.assert_allclose(compared, expected, rtol=1e-12)
     np.testing.assert_array_equal(column(result, f"{names[0]}_raw"), alone)
-    np.testing.assert_array_equal(
-        column(result, f"{names[0]}_se"), column(result, f"{names[1]}_se")
-    )
+    np.testing.assert_array_equal(column(result, f"{names[0]}_se"), 0)
     assert sorted(row["row"] for row in result.top(NUM_STORED)) == list(range(NUM_STORED))
     entry, other = result.manifest["detectors"]
     assert entry["cost"] == other["cost"]
@@ -490,7 +489,8 @@ def test_the_excess_over_difficulty_is_a_column_like_any_other(model):
     # Ranks compare the rows said to be trained on; others are measured by them.
     trained = np.arange(96) % 4 > 0
     some = run(model, images, detectors=names, trained_on=trained)
-    expected = excess_over_difficulty(alone, image_difficulty(images.images, trained), trained)
+    difficulty = image_difficulty(images.images, trained)
+    expected = excess_over_difficulty(logarithm, difficulty, trained)
     np.testing.assert_allclose(column(some, names[0]).astype(float), expected, rtol=1e-12)
 
 
@@ -507,9 +507,9 @@ def test_flags_compare_the_tested_and_the_calibrating_rows(model, elsewhere):
     # Ranks look at some rows only, flags at all that are tested or calibrate.
     arguments = {"trained_on": np.arange(55), "calibrations": (calibration,), "fdr": 0.2}
     result = run(model, rest, detectors=names, **arguments)
-    value = excess_over_difficulty(
-        column(result, "score_norm").astype(float), image_difficulty(images.images)
-    )
+    alone = column(result, "score_norm").astype(float)
+    logarithm = -np.log(np.maximum(-alone, 1e-30))
+    value = excess_over_difficulty(logarithm, image_difficulty(images.images))
     expected = conformal_p_values(value[:60], value[60:])
     found = column(result, f"p_membership_{names[0]}")[:60].astype(float)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
