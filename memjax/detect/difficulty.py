@@ -93,7 +93,7 @@ class OverDifficulty:
         value, error = value.astype(np.float64), standard_error.astype(np.float64)
         if self._ceiling is not None:
             # What single precision cannot tell from the ceiling is that far below it.
-            least = np.maximum(np.spacing(np.float32(self._ceiling)), 1e-30)
+            least = max(float(np.spacing(np.float32(self._ceiling))), 1e-30)
             short = np.maximum(self._ceiling - value, least)
             value, error = -np.log(short), error / short
         return excess_over_difficulty(value, difficulty, population), error

@@ -22,7 +22,7 @@ _ENTRIES = 2**27
 _CHUNK = 2**22
 """Numbers of images worked on together."""
 _RIDGE = 0.02
-_HUBER = 1.0
+_HUBER, _BISQUARE = 1.0, 4.685
 _STEPS = 200
 
 
@@ -128,10 +128,11 @@ def excess_over_difficulty(
 
         value - (a + sum_j b_j z_j + c_j z_j^2)
 
-    with z the standardized columns of ``difficulty`` and the coefficients of Huber's robust
-    regression over the population (threshold: one robust standard deviation of the residuals;
-    a ridge of 0.02 on b and c). What is looked for must be the exception: a third of the
-    population may be memorized without harm, half may not.
+    with z the standardized columns of ``difficulty`` and the coefficients of a robust regression
+    over the population, with a ridge of 0.02 on b and c: Huber's, which gives the scale (threshold
+    of one robust standard deviation), and from there Tukey's bisquare (4.685), which leaves out
+    what stands far apart, also where its difficulty does. What is looked for must be the
+    exception: on digits a third of the population may be memorized without harm, half may not.
 
     The result depends on the population as a set. Rows that are exchangeable before are so after,
     whether all of them are in the population or none: conformal p-values stay valid.
@@ -168,19 +169,40 @@ def excess_over_difficulty(
     if scale == 0:
         return np.where(usable, value - shift, np.nan)
     y = (y - shift) / scale
-    weight, residual = np.ones(len(y)), y
-    for _ in range(_STEPS):
-        weighted = x.T * weight
-        coefficients = np.linalg.solve(weighted @ x + penalty, weighted @ y)
-        before, residual = residual, y - x @ coefficients
-        spread = 1.4826 * np.median(np.abs(residual)) + np.finfo(np.float64).eps
-        weight = np.minimum(1, _HUBER * spread / np.maximum(np.abs(residual), spread * 1e-9))
-        if np.max(np.abs(residual - before)) < 1e-9 * spread:
-            break
+    coefficients = _robust_fit(x, y, penalty)
     out = np.full(len(value), np.nan)
     expected = shift + scale * (design[usable] @ coefficients)
     out[usable] = value[usable] - expected
     return out
+
+
+def _robust_fit(
+    x: Float[np.ndarray, "n k"], y: Float[np.ndarray, "n"], penalty: Float[np.ndarray, "k k"]
+) -> Float[np.ndarray, " k"]:
+    """An M-estimate by iterated weights: Huber's, with its scale, then from there Tukey's."""
+    eps = np.finfo(np.float64).eps
+
+    def huber(r: np.ndarray, spread: float) -> np.ndarray:
+        return np.minimum(1, _HUBER * spread / np.maximum(np.abs(r), eps * spread))
+
+    def bisquare(r: np.ndarray, spread: float) -> np.ndarray:
+        return np.square(np.maximum(1 - np.square(r / (_BISQUARE * spread)), 0))
+
+    residual, spread = y, np.inf
+    weight = np.ones(len(y))
+    coefficients = np.zeros(x.shape[1])
+    for weigh in (huber, bisquare):
+        for _ in range(_STEPS):
+            weighted = x.T * weight
+            coefficients = np.linalg.solve(weighted @ x + penalty, weighted @ y)
+            before, residual = residual, y - x @ coefficients
+            if weigh is huber:
+                spread = 1.4826 * np.median(np.abs(residual)) + eps
+            weight = weigh(residual, spread)
+            if np.max(np.abs(residual - before)) < 1e-9 * spread:
+                break
+        weight = bisquare(residual, spread)
+    return coefficients
 
 
 def _standardized(

@@ -121,26 +121,47 @@ def test_what_cannot_be_measured_is_said():
         excess_over_difficulty(np.full(60, np.nan), np.ones((60, 1)))
 
 
-def test_the_regression_is_hubers(x64):
+def test_the_regression_is_hubers_then_tukeys(x64):
     rng = np.random.default_rng(2)
     difficulty = rng.normal(size=(120, 2))
     value = difficulty @ [0.5, -0.2] + 0.1 * rng.normal(size=120)
     value[:9] += rng.uniform(1, 3, 9)
     found = excess_over_difficulty(value, difficulty)
-
     z = (difficulty - difficulty.mean(axis=0)) / difficulty.std(axis=0)
     z = np.concatenate([z, z**2], axis=1)
     z = (z - z.mean(axis=0)) / z.std(axis=0)
-    threshold = 1.4826 * np.median(np.abs(found))
 
-    def loss(parameters):
-        r = np.abs(value - parameters[0] - z @ parameters[1:])
-        huber = np.where(r < threshold, r**2 / 2, threshold * (r - threshold / 2))
-        return huber.sum() + 0.01 * len(value) * np.sum(parameters[1:] ** 2)
+    def minimum(loss, start):
+        def whole(parameters):
+            penalty = 0.01 * len(value) * np.sum(parameters[1:] ** 2)
+            return loss(np.abs(value - parameters[0] - z @ parameters[1:])).sum() + penalty
 
-    best = minimize(loss, np.zeros(5), tol=1e-12, method="BFGS")
-    expected = value - best.x[0] - z @ best.x[1:]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+        return minimize(whole, start, tol=1e-12, method="BFGS").x
+
+    def huber(threshold):
+        return lambda r: np.where(r < threshold, r**2 / 2, threshold * (r - threshold / 2))
+
+    def tukey(threshold):
+        return lambda r: threshold**2 / 6 * (1 - np.maximum(1 - (r / threshold) ** 2, 0) ** 3)
+
+    # The scale is where Huber's threshold is the robust deviation of the residuals that it leaves.
+    spread, at = 1.0, np.zeros(5)
+    for _ in range(60):
+        at = minimum(huber(spread), at)
+        spread = 1.4826 * np.median(np.abs(value - at[0] - z @ at[1:]))
+    at = minimum(tukey(4.685 * spread), at)
+    np.testing.assert_allclose(found, value - at[0] - z @ at[1:], atol=1e-5)
+
+
+def test_what_is_memorized_and_unlike_all_others_stands_out():
+    """Outliers in difficulty bend a fit that only bounds what each of them weighs."""
+    rng = np.random.default_rng(5)
+    difficulty = rng.normal(size=(100, 1))
+    difficulty[:6] += 8
+    planted = np.arange(100) < 6
+    value = 0.3 * difficulty[:, 0] + 0.1 * rng.normal(size=100) + 60 * planted
+    found = excess_over_difficulty(value, difficulty)
+    assert found[planted].min() > 10 * np.abs(found[~planted]).max()
 
 
 def test_what_difficulty_explains_is_gone_and_what_is_planted_stays():
