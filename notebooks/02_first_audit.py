@@ -41,18 +41,19 @@ result = mj.audit(
 
 print("rank  image       value  FLIPD  p-value  stored  copies   times in the training set")
 line = (
-    "{rank:4}  {id}  {p_laplace_flux_over_blurred:5.3f}  {flipd_raw:5.1f}  "
-    "{p_membership_p_laplace_flux_over_blurred:7.4f}  {stored!s:6}  {copies:6}"
+    "{rank:4}  {id}  {p_laplace_flux_over_difficulty:5.3f}  {flipd_raw:5.1f}  "
+    "{p_membership_p_laplace_flux_over_difficulty:7.4f}  {stored!s:6}  {copies:6}"
 )
 for row in result.top(8):
     print(line.format(**row), "{:8}".format(multiplicity[row["row"]]))
 
 # %% [markdown]
-# Rows are ranked by how much more the score around an image points back at it than half of what it
-# does around the same image blurred, which nobody trained on and is about as hard. FLIPD is a local
-# dimension: around the first digits the model leaves only a few of sixty-four directions free. All
-# of them stand 16 or 32 times in the training set, and all are *stored* in the exact sense of the
-# word: samples reproduce them.
+# Rows are ranked by how nearly the score around an image points back at it, compared with images
+# that are as hard: how hard each is, a Gaussian fitted to the others tells without any model. A
+# value of 0.7 = log 2 is half as far from perfect memory as such images usually are. FLIPD is a
+# local dimension: around the first digits the model leaves only six or seven of sixty-four
+# directions free. All of them stand 32 times in the training set, and all are *stored* in the
+# exact sense of the word: samples reproduce them.
 
 # %%
 gallery = result.gallery
@@ -96,7 +97,8 @@ plt.show()
 # %% [markdown]
 # The denoising loss and the score norm tell members from unseen digits; the effective dimension
 # does not, but it rises with every repetition. FLIPD is the sum of both effects, and the flux
-# through a small sphere around the image, less half of it around the blurred one, sees both best.
+# through a small sphere around the image sees both best: compared with images as difficult, every
+# doubling counts about alike.
 #
 # ## Flags and truth
 #
@@ -104,7 +106,7 @@ plt.show()
 # share of false ones, at most ten percent.
 
 # %%
-flag = result.table.column("flag_membership_p_laplace_flux_over_blurred")
+flag = result.table.column("flag_membership_p_laplace_flux_over_difficulty")
 flagged = np.array([each is True for each in flag.to_pylist()])
 stored = np.array([row is True for row in result.table.column("stored").to_pylist()])
 print("flagged:", flagged.sum(), " of these held out:", (flagged & (multiplicity == 0)).sum())
