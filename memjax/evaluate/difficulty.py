@@ -53,7 +53,8 @@ def image_difficulty(
             but for rounding.
 
     Cost: n d min(n, d) operations, in float64. Beyond 4,096 numbers an image, C is taken from at
-    most 4,096 images of the population, and fewer where their d numbers take more than 1 GiB.
+    most 4,096 images of the population, evenly over their rows, and fewer where their d numbers
+    take more than 1 GiB: then the result depends on the order of the rows too, though little.
     """
     flat = images.reshape(len(images), -1)
     group = group_duplicates(images)
@@ -132,7 +133,7 @@ def excess_over_difficulty(
     over the population, with a ridge of 0.02 on b and c: Huber's, which gives the scale (threshold
     of one robust standard deviation), and from there Tukey's bisquare (4.685), which leaves out
     what stands far apart, also where its difficulty does. What is looked for must be the
-    exception: on digits a third of the population may be memorized without harm, half may not.
+    exception: where half of the population is memorized, that is what is usual.
 
     The result depends on the population as a set. Rows that are exchangeable before are so after,
     whether all of them are in the population or none: conformal p-values stay valid.
@@ -179,7 +180,7 @@ def excess_over_difficulty(
 def _robust_fit(
     x: Float[np.ndarray, "n k"], y: Float[np.ndarray, "n"], penalty: Float[np.ndarray, "k k"]
 ) -> Float[np.ndarray, " k"]:
-    """An M-estimate by iterated weights: Huber's, with its scale, then from there Tukey's."""
+    """An M-estimate by iterated weights, |y| <= 1: Huber's with its scale, from there Tukey's."""
     eps = np.finfo(np.float64).eps
 
     def huber(r: np.ndarray, spread: float) -> np.ndarray:
@@ -188,20 +189,16 @@ def _robust_fit(
     def bisquare(r: np.ndarray, spread: float) -> np.ndarray:
         return np.square(np.maximum(1 - np.square(r / (_BISQUARE * spread)), 0))
 
-    residual, spread = y, np.inf
-    weight = np.ones(len(y))
-    coefficients = np.zeros(x.shape[1])
+    residual, spread = y, 1.0  # of all residuals none is larger: at first all weigh alike
     for weigh in (huber, bisquare):
         for _ in range(_STEPS):
-            weighted = x.T * weight
+            weighted = x.T * weigh(residual, spread)
             coefficients = np.linalg.solve(weighted @ x + penalty, weighted @ y)
             before, residual = residual, y - x @ coefficients
             if weigh is huber:
                 spread = 1.4826 * np.median(np.abs(residual)) + eps
-            weight = weigh(residual, spread)
             if np.max(np.abs(residual - before)) < 1e-9 * spread:
                 break
-        weight = bisquare(residual, spread)
     return coefficients
 
 

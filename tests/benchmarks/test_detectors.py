@@ -1,8 +1,5 @@
 """The bench of all detectors: what its intervals cover; nothing is chosen where it is scored."""
 
-import importlib
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,15 +17,6 @@ from memjax.diffusion.prediction import EDMPreconditioned, from_prediction
 from memjax.diffusion.schedule import VarianceExploding
 from memjax.evaluate.roc import auroc, average_precision, tpr_at_fpr
 from memjax.networks.mlp import ResidualMLP
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Benchmark modules lie beside the package, outside what is installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 def draw(rng, num_seeds, between, positives=48, negatives=400, shift=2.5):

@@ -1,20 +1,8 @@
 """The benches of extraction: multiples and their intervals, and the controls of SIDE."""
 
-import importlib
 import math
-from pathlib import Path
 
 import numpy as np
-import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """The benchmarks lie beside the package, outside what is installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 def test_multiples_are_geometric_means_with_the_wider_interval(load):

@@ -1,21 +1,9 @@
 """What the operator benchmarks compare with is itself right."""
 
-import importlib
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Benchmark modules lie beside the package, outside what is installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 def test_rows_hold_errors_failures_and_absences(load):

@@ -1,8 +1,6 @@
 """The reproductions run, say what holds, and measure with what is itself right."""
 
-import importlib
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,6 @@ from memjax.densities.gaussian import Gaussian
 from memjax.diffusion.model import Model
 from memjax.diffusion.sampling import ddim, noise_levels
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = (
     "circle",
     "early_signatures",
@@ -22,13 +19,6 @@ NAMES = (
     "sharpness_mixture",
     "volume_growth",
 )
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Benchmark modules lie beside the package, outside what is installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 def test_every_module_is_one(load):

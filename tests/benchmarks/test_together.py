@@ -1,20 +1,8 @@
 """What all detectors cost together: every one of them is timed, and right, beside the others."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 
 from memjax.auditing.plan import DETECTORS
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Benchmark modules lie beside the package, outside what is installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 def test_what_needs_no_more_than_an_image_is_timed(load):

@@ -164,11 +164,12 @@ def test_what_is_memorized_and_unlike_all_others_stands_out():
     assert found[planted].min() > 10 * np.abs(found[~planted]).max()
 
 
-def test_what_difficulty_explains_is_gone_and_what_is_planted_stays():
+@pytest.mark.parametrize("count", [30, 100])
+def test_what_difficulty_explains_is_gone_and_what_is_planted_stays(count):
     rng = np.random.default_rng(3)
     difficulty = rng.normal(size=(300, 3))
     usual = 2 + difficulty[:, 0] - 0.3 * difficulty[:, 1] ** 2
-    planted = np.arange(300) < 30
+    planted = np.arange(300) < count
     value = usual + 0.05 * rng.normal(size=300) + 0.3 * planted
     found = excess_over_difficulty(value, difficulty)
     assert auroc(value, planted).value < 0.7
