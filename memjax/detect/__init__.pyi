@@ -9,6 +9,8 @@ from .local_dimension import Dimensions as Dimensions
 from .local_dimension import EffectiveDimension as EffectiveDimension
 from .local_dimension import FluxDimension as FluxDimension
 from .local_dimension import dimension_profile as dimension_profile
+from .multiplicity import MultiplicityEstimate as MultiplicityEstimate
+from .multiplicity import estimate_multiplicity as estimate_multiplicity
 from .neighbors import Blurred as Blurred
 from .p_laplace import PLaplace as PLaplace
 from .p_laplace import PLaplaceFlux as PLaplaceFlux
@@ -73,6 +75,7 @@ __all__ = [
     "FluxAndLoss",
     "FluxDimension",
     "GapSharpness",
+    "MultiplicityEstimate",
     "NearestSample",
     "Need",
     "NegativeShare",
@@ -95,6 +98,7 @@ __all__ = [
     "Trace",
     "cost",
     "dimension_profile",
+    "estimate_multiplicity",
     "evaluate_detectors",
     "finding",
 ]

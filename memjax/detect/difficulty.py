@@ -90,10 +90,28 @@ class OverDifficulty:
         Raises:
             InputError: fewer than 50 images of the population have a value.
         """
-        value, error = value.astype(np.float64), standard_error.astype(np.float64)
-        if self._ceiling is not None:
-            # What single precision cannot tell from the ceiling is that far below it.
-            least = max(float(np.spacing(np.float32(self._ceiling))), 1e-30)
-            short = np.maximum(self._ceiling - value, least)
-            value, error = -np.log(short), error / short
+        value, error = below_ceiling(self.detector, value, standard_error)
         return excess_over_difficulty(value, difficulty, population), error
+
+
+def below_ceiling(
+    detector: Detector, value: Float[np.ndarray, "n"], standard_error: Float[np.ndarray, "n"]
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Values on the scale -log(ceiling - value), where a detector has a ceiling; else as they are.
+
+    Args:
+        detector: with or without an attribute ``ceiling``.
+        value: of it, one per image.
+        standard_error: of these.
+
+    Returns:
+        Both in float64, the error to first order.
+    """
+    value, error = value.astype(np.float64), standard_error.astype(np.float64)
+    ceiling = getattr(detector, "ceiling", None)
+    if ceiling is None:
+        return value, error
+    # What single precision cannot tell from the ceiling is that far below it.
+    least = max(float(np.spacing(np.float32(ceiling))), 1e-30)
+    short = np.maximum(ceiling - value, least)
+    return -np.log(short), error / short

@@ -1,6 +1,7 @@
 from .classifier import ClassifierReport as ClassifierReport
 from .classifier import TrainedClassifier as TrainedClassifier
 from .classifier import train_classifier as train_classifier
+from .continued import continue_training as continue_training
 from .loop import train as train
 from .lora import fine_tune as fine_tune
 from .testbeds import GradedTestbed as GradedTestbed
@@ -13,6 +14,7 @@ __all__ = [
     "GradedTestbed",
     "PromptsTestbed",
     "TrainedClassifier",
+    "continue_training",
     "fine_tune",
     "graded_testbed",
     "prompts_testbed",

@@ -84,8 +84,20 @@ class Recipe:
 
 
 class Data(NamedTuple):
+    """A training set.
+
+    Attributes:
+        images: one row each.
+        conditions: of each image.
+        table: for even draws: row numbers, each as often as its image counts, and then any others
+            up to a round size, so that one program serves many training sets.
+        count: for even draws: the numbers in ``table`` that stand for the training set.
+    """
+
     images: Float[Array, "n *event"]
     conditions: Int[Array, "n"] | None
+    table: Int[Array, "t"] | None = None
+    count: Int[Array, ""] | None = None
 
 
 class State(NamedTuple):
@@ -184,20 +196,53 @@ def run(
     def step(index, carry):
         state, total = carry
         step_key = jax.random.fold_in(key, index)
+        if data.table is None:
+            draws = draw_rows(step_key, len(data.images), recipe.batch_size)
+        else:
+            draws = even_draws(key, index, data.table, data.count, recipe.batch_size)
         loss, gradient = jax.value_and_grad(batch_loss)(
-            state.weights, data, step_key, family, recipe
+            state.weights, data, draws, step_key, family, recipe
         )
         return descend(state, gradient, adam(recipe), recipe.ema_decay), total + loss
 
     return jax.lax.fori_loop(state.step, stop, step, (state, jnp.float32(0)))
 
 
-def batch_loss(weights, data, key, family, recipe):
+Draws = tuple[Int[Array, "n"], Float[Array, "n"]]
+"""Rows of a batch, and the normal numbers of their noise levels."""
+
+
+def draw_rows(key: PRNGKeyArray, count: int, n: int) -> Draws:
+    """A batch of n among ``count`` rows, every draw independent; the key is the step's."""
+    rows = jax.random.randint(derive_key(key, "rows"), (n,), 0, count, jnp.int32)
+    return rows, jax.random.normal(derive_key(key, "sigma"), (n,), jnp.float32)
+
+
+def even_draws(
+    key: PRNGKeyArray, step: Int[Array, ""], table: Int[Array, "t"], count: Int[Array, ""], n: int
+) -> Draws:
+    """The same spread evenly: the gradient's mean is the same, its variance smaller.
+
+    Rows come from a permutation of the table for every pass over it, whose last ``count`` modulo
+    n are left out (``count`` is at least n); the noise levels of a batch, one from each n-th of
+    their distribution. The key is the training's.
+    """
+    steps = count // n
+    turn = derive_key(key, "pass", step // steps)
+    place = jax.random.uniform(turn, table.shape, jnp.float32)
+    order = jnp.argsort(jnp.where(jnp.arange(len(table)) < count, place, jnp.inf))
+    rows = table[jax.lax.dynamic_slice(order, (step % steps * n,), (n,))]
+    within = jax.random.uniform(
+        derive_key(key, "level", step), (n,), jnp.float32, minval=1e-3, maxval=1 - 1e-3
+    )
+    return rows, jax.scipy.special.ndtri((jnp.arange(n, dtype=jnp.float32) + within) / n)
+
+
+def batch_loss(weights, data, draws, key, family, recipe):
     """Mean over a batch and its coordinates of |F - target|^2, and of w |M v - l (l . v)|^2."""
+    rows, normal = draws
     n, data_std = recipe.batch_size, recipe.data_std
     event_shape = data.images.shape[1:]
-    rows = jax.random.randint(derive_key(key, "rows"), (n,), 0, len(data.images), jnp.int32)
-    normal = jax.random.normal(derive_key(key, "sigma"), (n,), jnp.float32)
     sigmas = jnp.exp(recipe.log_sigma_mean + recipe.log_sigma_std * normal)
     noise = jax.random.normal(derive_key(key, "noise"), (n, *event_shape), jnp.float32)
     conditions = None

@@ -1,11 +1,9 @@
 """Fine-tune a model on labeled samples: low-rank adapters, and conditions that are learned."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,11 +25,16 @@ from memjax.networks.lora import (
 )
 from memjax.networks.unet2d import UNet2DModel
 from memjax.networks.unet2d_condition import TextCondition, UNet2DConditionModel
+from memjax.training._adapted import (
+    Adapted,
+    changed_model,
+    check_event,
+    network_score,
+    recipe_of,
+)
 from memjax.training._steps import (
     Data,
-    Family,
     Progress,
-    RawNetwork,
     Recipe,
     adam,
     advance,
@@ -122,10 +125,7 @@ def fine_tune(
         condition).
     """
     check_images(images)
-    if images.shape[1:] != model.event_shape:
-        raise InputError(
-            f"images: expected shape [n, *{list(model.event_shape)}], got {list(images.shape)}"
-        )
+    check_event(images, model)
     num_labels = _check_labels(labels, len(images), num_labels)
     if steps < 1:
         raise InputError(f"steps: expected at least 1, got {steps}")
@@ -136,22 +136,11 @@ def fine_tune(
         score, rank, key=derive_key(seed, "adapters"), kernel_layout=layout
     )
     changes: Changes = adapters | learned
-    low, high = np.log([model.sigma_min, model.sigma_max])
-    data_std = model.data_std
-    if isinstance(score.network, EDMPreconditioned):
-        data_std = score.network.data_std
-    recipe = Recipe(
-        batch_size,
-        learning_rate,
-        ema_decay,
-        float(low + high) / 2 if log_sigma_mean is None else log_sigma_mean,
-        float(high - low) / 6 if log_sigma_std is None else log_sigma_std,
-        condition_dropout,
-        data_std,
-    )
+    data_std, *levels = recipe_of(model, score, log_sigma_mean, log_sigma_std)
+    recipe = Recipe(batch_size, learning_rate, ema_decay, *levels, condition_dropout, data_std)
     kept = labels >= 0
     data = Data(jnp.asarray(images[kept]), jnp.asarray(labels[kept], jnp.int32))
-    family = _Adapted(
+    family = Adapted(
         score, 1.0 if alpha is None else alpha / rank, data_std, num_conditions=num_labels
     )
     # The program uses up the state's arrays, of which the score holds the learned ones too.
@@ -159,39 +148,10 @@ def fine_tune(
     state = advance(
         start(changes, adam(recipe)), steps, data, seed, family, recipe, progress=progress
     )
-    return Model(
-        jax.jit(merge_adapters, static_argnames="scale")(score, state.average, scale=family.scale),
-        model.event_shape,
-        sigma_min=model.sigma_min,
-        sigma_max=model.sigma_max,
-        data_std=model.data_std,
-        null_condition=jnp.int32(num_labels),
-        encode=model.encode,
-        decode=model.decode,
-        origin=dataclasses.replace(model.origin, folder="", sha256=()),
+    merged = jax.jit(merge_adapters, static_argnames="scale")(
+        score, state.average, scale=family.scale
     )
-
-
-class _Adapted(Family):
-    """A score that stays as it is, with low-rank changes and learned conditions in it."""
-
-    score: PredictionScore
-    scale: float = eqx.field(static=True)
-    data_std: float = eqx.field(static=True)
-
-    def __call__(self, weights: PyTree) -> RawNetwork:
-        score, d = merge_adapters(self.score, weights, self.scale), self.data_std
-        denoiser = score.network
-        if isinstance(denoiser, EDMPreconditioned) and score.prediction == "denoiser":
-            return lambda x, sigma, condition: denoiser.network(x, jnp.log(sigma) / 4, condition)
-
-        def raw(x, sigma, condition):
-            # The noise that is predicted, (sigma x - d F)/total, solved for F.
-            total = jnp.sqrt(sigma**2 + d**2)
-            noise = -sigma * score(total * x, sigma, condition)
-            return (sigma * x - total * noise) / d
-
-        return raw
+    return changed_model(model, merged, null_condition=jnp.int32(num_labels))
 
 
 def _check_labels(labels: np.ndarray, rows: int, num_labels: int | None) -> int:
@@ -209,9 +169,7 @@ def _check_labels(labels: np.ndarray, rows: int, num_labels: int | None) -> int:
 
 def _labeled(model: Model, count: int) -> tuple[PredictionScore, Changes, KernelLayout]:
     """The score with labels, its learned leaves by their paths, and the layout of its kernels."""
-    score = model.raw_score
-    if not isinstance(score, PredictionScore):
-        raise InputError(f"model: expected the score of a network, got {type(score).__name__}")
+    score = network_score(model)
     edm = isinstance(score.network, EDMPreconditioned)
     network = score.network.network if edm else score.network
     grown, names = _with_labels(network, model.null_condition, count, model.event_shape)

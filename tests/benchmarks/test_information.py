@@ -63,7 +63,9 @@ def test_exposures_are_the_draws_of_the_training(bench, monkeypatch):
     monkeypatch.setattr(type(network), "apply", lambda self, w, x, t: x)
     for step in range(steps):
         key = _steps.jax.random.fold_in(derive_key(seed, "step"), step)
-        _steps.batch_loss({}, _steps.Data(Recorder(), None), key, loop._Trained(network), recipe)
+        draws = _steps.draw_rows(key, len(train_indices), bench.BATCH)
+        data = _steps.Data(Recorder(), None)
+        _steps.batch_loss({}, data, draws, key, loop._Trained(network), recipe)
     monkeypatch.undo()
     rows, sigmas = np.stack(drawn), np.stack(levels[:steps])
     found = bench.exposures(seed, train_indices, multiplicity, steps)

@@ -18,7 +18,7 @@ from memjax._core.errors import CheckpointError, InputError
 from memjax.densities.gaussian import Gaussian
 from memjax.networks.mlp import ResidualMLP
 from memjax.networks.unet import UNet
-from memjax.training._steps import Data, Recipe, adam, batch_loss, run, start
+from memjax.training._steps import Data, Recipe, adam, batch_loss, draw_rows, run, start
 from memjax.training.loop import STATE_FILE, _Trained, train
 
 TINY = ResidualMLP(width=16, num_blocks=1, embedding_width=8)
@@ -150,6 +150,7 @@ def test_the_second_loss_at_its_minimum_is_that_of_gaussian_data():
         batch_loss(
             weights,
             Data(jnp.asarray(data), None),
+            draw_rows(jax.random.key(0), len(data), 50_000),
             jax.random.key(0),
             _Trained(FreeJacobian()),
             Recipe(50_000, 1e-3, 0.0, float(np.log(SIGMA)), 1e-6, 0.0, d, w),

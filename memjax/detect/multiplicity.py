@@ -1,0 +1,290 @@
+"""How often each image stands in the training set: held still, the model tells."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
+
+from memjax._core.checks import check_count, check_positive
+from memjax._core.chunked import chunked_map
+from memjax._core.cost import Cost
+from memjax._core.errors import InputError
+from memjax._core.keys import derive_key
+from memjax._core.status import Status
+from memjax.detect.difficulty import below_ceiling
+from memjax.detect.evaluate import evaluate_detectors
+from memjax.detect.p_laplace import PLaplaceFlux
+from memjax.detect.plan import cost as detectors_cost
+from memjax.detect.plan import requirements
+from memjax.detect.protocol import Detector
+from memjax.diffusion.model import Model
+from memjax.evaluate.distances import group_duplicates
+from memjax.training.continued import continue_training
+
+LEVELS = (0.1, 0.13, 0.2)
+"""Noise levels of the fluxes, in standard deviations of the data."""
+NUM_PAIRS = 4
+PASSES = 200
+"""Passes over the distinct images that a run makes unless told otherwise."""
+SLOPE = 3.0
+"""Logarithm of the multiplicity by the change of a flux's -log(1 - flux)."""
+_FIRST = 2 / 3
+"""Share of the slope in the first round, where images that count too little change most."""
+_CLEAR, _GONE = 2.5, 0.5
+"""An estimate beyond which an image counts as often as it says, and below which not at all."""
+_UNSEEN = 0.3
+"""What counts as the multiplicity of an image that does not count, for its logarithm."""
+_MOST = 64
+
+Progress = Callable[[str, int, int], None]
+
+
+class MultiplicityEstimate(NamedTuple):
+    """How often each image stands in a training set.
+
+    Attributes:
+        value: log of the estimate, larger = more often; NaN where there is none.
+        multiplicity: the estimate, relative to the typical image, which counts as 1.
+        standard_error: of ``value``, over the runs of the last round; infinite for one run. It
+            holds the noise of the continued training, not that of the model's own.
+        held_at: how often each image counted in the last round.
+        status: ``memjax.Status`` codes.
+        cost: network products for one image, of the continued training and the evaluations.
+    """
+
+    value: Float[np.ndarray, "n"]
+    multiplicity: Float[np.ndarray, "n"]
+    standard_error: Float[np.ndarray, "n"]
+    held_at: Int[np.ndarray, "n"]
+    status: Int[np.ndarray, "n"]
+    cost: Cost
+
+
+def estimate_multiplicity(
+    model: Model,
+    images: Float[np.ndarray, "n *event"],
+    *,
+    conditions: Integer[np.ndarray, "n"] | None = None,
+    detectors: tuple[Detector, ...] | None = None,
+    rounds: int = 2,
+    runs: int = 4,
+    steps: int | None = None,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    slope: float = SLOPE,
+    seed: int = 0,
+    chunk_size: int | None = None,
+    progress: Progress | None = None,
+) -> MultiplicityEstimate:
+    """Estimate how often images stand in a model's training set, by training it further.
+
+    A trained model is at rest: the gradients of its loss over the training set, every image as
+    often as it stands there, sum to about zero. Trained further on the same images with other
+    multiplicities it moves, and an image that counts too little loses what was stored of it::
+
+        log m_i = log w_i + slope (l_i(theta) - l_i(theta_w) - c)
+
+    with l = -log(1 - flux), averaged over ``detectors``, theta the model's weights, theta_w those
+    after training on each image w_i times, and c the median of the difference over the images
+    with w_i = 1: what is typical stands there once. The model is its own control: what makes an
+    image easy or hard for it is the same in theta and theta_w and drops out.
+
+    At first every distinct image counts once. After each of ``rounds`` rounds the images that
+    clearly stand there more often (estimate above 2.5, mean over the rounds but the first) count
+    that often, and those below 0.5 not at all, so that training leaves the rest at rest. The last
+    round is the mean over ``runs`` independent runs, every one from the model itself.
+
+    What is given must be nearly all of the training set; images beside it are found to be such.
+    Equal images count as one, and share their estimate. ``slope`` was measured on one test bed
+    (``benchmarks/multiplicity.py``): the order of the estimates hardly depends on it, their size
+    does, and large multiplicities are told less well than small ones.
+
+    Args:
+        model: a score of a network, as made by ``train``, ``load`` and ``from_callable``.
+        images: in the space of the score; float32.
+        conditions: one index per image, for a model with such conditions.
+        detectors: whose values are compared, where they have a ceiling (see ``Detector``) on the
+            scale log(1/(ceiling - value)); ``None`` for the p = 1 flux with 4 pairs at 0.1, 0.13
+            and 0.2 standard deviations of the data, as far as the model has them.
+        rounds: before the last, at least 0.
+        runs: of the last round, at least 1.
+        steps: of each run; ``None`` for 200 passes over the distinct images.
+        batch_size: images per step.
+        learning_rate: of Adam; best that with which the model was trained.
+        slope: see above, positive.
+        seed: of everything drawn.
+        chunk_size: images evaluated together; ``None`` for what 2^18 numbers hold.
+        progress: called with (stage, done, total).
+
+    Returns:
+        `MultiplicityEstimate`.
+
+    Raises:
+        InputError: images or conditions that do not fit, a detector that compares two models, or
+            an argument out of range.
+
+    Without raising: NONFINITE for an image or a value that is not finite.
+
+    Cost: (rounds + runs) trainings of ``steps`` steps and rounds + runs + 1 evaluations of the
+    detectors. With the defaults about as much as the training took.
+
+    >>> found = mj.detect.estimate_multiplicity(model, images)  # doctest: +SKIP
+    >>> images[np.argsort(-found.value)][:10]  # those stored most often  # doctest: +SKIP
+
+    References:
+        Ours. Haim et al. (2022), arXiv:2206.07758 (stationarity weighs training samples); Watson
+        et al. (2022), arXiv:2111.08440, and Zhang et al. (2024), arXiv:2410.10880 (membership by
+        comparison with a reference model, and with the model fine-tuned).
+    """
+    n, d = len(images), math.prod(model.event_shape)
+    check_count("rounds", rounds, 0)
+    check_count("runs", runs, 1)
+    check_positive("slope", slope)
+    detectors = _usual(model) if detectors is None else detectors
+    needed = requirements(detectors, d)
+    if not detectors or needed.baseline:
+        names = ", ".join(detector.name for detector in detectors) or "none"
+        raise InputError(f"detectors: expected some that look at one model, got {names}")
+    first = _first_of_equals(images, conditions)
+    rows = np.flatnonzero(first == np.arange(n))
+    if len(rows) < 2:
+        raise InputError(f"images: expected at least 2 different finite ones, found {len(rows)}")
+    distinct = images[rows]
+    shown = None if conditions is None else np.asarray(conditions)[rows]
+    if steps is None:
+        steps = max(1, round(PASSES * len(rows) / min(batch_size, len(rows))))
+    if chunk_size is None:
+        chunk_size = max(1, min(256, 2**18 // (d * int(detectors_cost(detectors, d).total))))
+    report = progress or (lambda stage, done, total: None)
+    key = derive_key(seed, "multiplicity")
+
+    def evaluated(which: Model) -> np.ndarray:
+        found = _values(which, distinct, shown, key, detectors, chunk_size)
+        pairs = zip(detectors, np.asarray(found, np.float64).T, strict=True)
+        return np.mean([below_ceiling(d, v, np.zeros_like(v))[0] for d, v in pairs], axis=0)
+
+    def rerun(w: np.ndarray, round_: int, run: int) -> np.ndarray:
+        done = round_ + run
+        return evaluated(
+            continue_training(
+                model, distinct, multiplicity=w, conditions=shown, steps=steps,
+                batch_size=batch_size, learning_rate=learning_rate,
+                seed=_seed(seed, round_, run),
+                progress=lambda step, total, loss: report(
+                    "training further", done * total + step, (rounds + runs) * total
+                ),
+            )
+        )  # fmt: skip
+
+    at_rest = evaluated(model)
+    usable = np.isfinite(at_rest)
+    if not usable.any():
+        raise InputError("model: its scores are not finite at the images")
+    w, estimates = usable.astype(np.int64), []
+    for i in range(rounds):
+        estimate = _estimate(w, at_rest - rerun(w, i, 0), slope * (1 if i else _FIRST))
+        estimates.append(estimate)
+        w = _held(np.mean(estimates[1:] or estimates, axis=0))
+    final = np.stack([_estimate(w, at_rest - rerun(w, rounds, run), slope) for run in range(runs)])
+    error = final.std(axis=0, ddof=1) / math.sqrt(runs) if runs > 1 else np.full(len(rows), np.inf)
+    return _spread(
+        first, rows, final.mean(axis=0), error, w, _cost(detectors, d, rounds, runs, steps,
+        min(batch_size, int(max(w.sum(), 1))), len(rows)),
+    )  # fmt: skip
+
+
+def _usual(model: Model) -> tuple[Detector, ...]:
+    """The fluxes at the noise levels that the model has."""
+    low, high = model.sigma_min, model.sigma_max
+    sigmas = dict.fromkeys(float(np.clip(a * model.data_std, low, high)) for a in LEVELS)
+    return tuple(PLaplaceFlux(sigma, num_pairs=NUM_PAIRS) for sigma in sigmas)
+
+
+def _first_of_equals(images: np.ndarray, conditions: np.ndarray | None) -> np.ndarray:
+    """Per row the first of those that are equal, under equal conditions; -1 if not finite."""
+    group = group_duplicates(images)
+    if conditions is None:
+        return group
+    if np.shape(conditions) != (len(images),):
+        raise InputError(
+            f"conditions: expected one per image, {len(images)}, got shape {np.shape(conditions)}"
+        )
+    _, first, inverse = np.unique(
+        np.stack([group, conditions]), axis=1, return_index=True, return_inverse=True
+    )
+    return np.where(group < 0, -1, first[inverse.reshape(-1)])
+
+
+def _seed(seed: int, round_: int, run: int) -> int:
+    """Of one run: not that of the model's own training."""
+    return int(jax.random.bits(derive_key(seed, "multiplicity", "run", round_, run), (), np.uint32))
+
+
+@partial(jax.jit, static_argnames=("detectors", "chunk_size"))
+def _values(
+    model: Model,
+    images: Float[Array, "n ..."],
+    conditions: Int[Array, "n"] | None,
+    key: PRNGKeyArray,
+    detectors: tuple[Detector, ...],
+    chunk_size: int,
+) -> Float[Array, "n k"]:
+    """Every detector on every image."""
+
+    def one(row: PyTree) -> Float[Array, "k"]:
+        x, condition = row
+        found = evaluate_detectors(model, x, detectors, key=key, condition=condition)
+        return jnp.stack([finding.value for finding in found])
+
+    return chunked_map(one, (jnp.asarray(images), conditions), chunk_size=chunk_size)
+
+
+def _estimate(w: np.ndarray, change: np.ndarray, slope: float) -> np.ndarray:
+    """Log multiplicities, from how often images counted and what they lost by it."""
+    typical = (w == 1) & np.isfinite(change)
+    center = np.median(change[typical] if typical.any() else change[np.isfinite(change)])
+    return np.log(np.maximum(w, _UNSEEN)) + slope * (change - center)
+
+
+def _held(estimate: np.ndarray) -> np.ndarray:
+    """How often images count next: once, unless their estimate is clear."""
+    often = np.exp(np.where(np.isfinite(estimate), estimate, -np.inf))
+    many = np.minimum(np.round(often), _MOST)
+    return np.where(often >= _CLEAR, many, np.where(often < _GONE, 0, 1)).astype(np.int64)
+
+
+def _cost(
+    detectors: tuple[Detector, ...], d: int, rounds: int, runs: int, steps: int, batch: int, n: int
+) -> Cost:
+    shown = math.ceil((rounds + runs) * steps * batch / n)
+    return detectors_cost(detectors, d).times(rounds + runs + 1).plus(Cost(shown, 0, shown))
+
+
+def _spread(
+    first: np.ndarray,
+    rows: np.ndarray,
+    value: np.ndarray,
+    error: np.ndarray,
+    w: np.ndarray,
+    cost: Cost,
+) -> MultiplicityEstimate:
+    """From distinct images to all of them."""
+    n = len(first)
+    place = np.zeros(n, np.int64)
+    place[rows] = np.arange(len(rows))
+    own = place[np.maximum(first, 0)]
+    ok = (first >= 0) & np.isfinite(value[own])
+    values, errors = (np.where(ok, column[own], np.nan) for column in (value, error))
+    return MultiplicityEstimate(
+        values,
+        np.exp(values),
+        errors,
+        np.where(first >= 0, w[own], 0),
+        np.where(ok, Status.OK, Status.NONFINITE).astype(np.int32),
+        cost,
+    )
