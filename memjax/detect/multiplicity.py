@@ -34,7 +34,9 @@ PASSES = 200
 SLOPE = 3.0
 """Logarithm of the multiplicity by the change of a flux's -log(1 - flux)."""
 _FIRST = 2 / 3
-"""Share of the slope in the first round, where images that count too little change most."""
+"""What a loss of the first round counts: images that count too little pull the others along."""
+_NOISE, _SPREAD = 0.1, 0.45
+"""Of a loss, and of the images' own slopes, as a share of the usual one."""
 _CLEAR, _GONE = 2.5, 0.5
 """An estimate beyond which an image counts as often as it says, and below which not at all."""
 _UNSEEN = 0.3
@@ -69,7 +71,7 @@ def estimate_multiplicity(
     model: Model,
     images: Float[np.ndarray, "n *event"],
     *,
-    conditions: Integer[np.ndarray, "n"] | None = None,
+    conditions: Integer[np.ndarray, "m"] | None = None,
     detectors: tuple[Detector, ...] | None = None,
     rounds: int = 2,
     runs: int = 4,
@@ -91,7 +93,8 @@ def estimate_multiplicity(
 
     with l = -log(1 - flux), averaged over ``detectors``, theta the model's weights, theta_w those
     after training on each image w_i times, and c the median of the difference over the images
-    with w_i = 1: what is typical stands there once. The model is its own control: what makes an
+    with w_i = 1: what is typical stands there once. An image seen at different w_i has a slope of
+    its own, which the given one is the prior of. The model is its own control: what makes an
     image easy or hard for it is the same in theta and theta_w and drops out.
 
     At first every distinct image counts once. After each of ``rounds`` rounds the images that
@@ -185,17 +188,24 @@ def estimate_multiplicity(
     usable = np.isfinite(at_rest)
     if not usable.any():
         raise InputError("model: its scores are not finite at the images")
-    w, estimates = usable.astype(np.int64), []
+    observed: list[_Observation] = []
+
+    def observe(w: np.ndarray, round_: int, run: int = 0) -> np.ndarray:
+        share = _FIRST if rounds and not round_ else 1.0
+        observed.append(_observation(w, share * (at_rest - rerun(w, round_, run))))
+        return _estimates(observed, slope)
+
+    w = usable.astype(np.int64)
     for i in range(rounds):
-        estimate = _estimate(w, at_rest - rerun(w, i, 0), slope * (1 if i else _FIRST))
-        estimates.append(estimate)
-        w = _held(np.mean(estimates[1:] or estimates, axis=0))
-    final = np.stack([_estimate(w, at_rest - rerun(w, rounds, run), slope) for run in range(runs)])
+        found = observe(w, i)
+        w = _held((found[1:] if i else found).mean(axis=0))
+    for run in range(runs):
+        found = observe(w, rounds, run)
+    final = found[-runs:]
     error = final.std(axis=0, ddof=1) / math.sqrt(runs) if runs > 1 else np.full(len(rows), np.inf)
-    return _spread(
-        first, rows, final.mean(axis=0), error, w, _cost(detectors, d, rounds, runs, steps,
-        min(batch_size, int(max(w.sum(), 1))), len(rows)),
-    )  # fmt: skip
+    batch = min(batch_size, int(w.sum()))
+    price = _cost(detectors, d, rounds, runs, steps, batch, len(rows))
+    return _spread(first, rows, final.mean(axis=0), error, w, price)
 
 
 def _usual(model: Model) -> tuple[Detector, ...]:
@@ -244,11 +254,33 @@ def _values(
     return chunked_map(one, (jnp.asarray(images), conditions), chunk_size=chunk_size)
 
 
-def _estimate(w: np.ndarray, change: np.ndarray, slope: float) -> np.ndarray:
-    """Log multiplicities, from how often images counted and what they lost by it."""
+class _Observation(NamedTuple):
+    """What images lost when they counted w times, beyond what is typical, and log w."""
+
+    log_w: Float[np.ndarray, "n"]
+    loss: Float[np.ndarray, "n"]
+
+
+def _observation(w: np.ndarray, change: np.ndarray) -> _Observation:
     typical = (w == 1) & np.isfinite(change)
     center = np.median(change[typical] if typical.any() else change[np.isfinite(change)])
-    return np.log(np.maximum(w, _UNSEEN)) + slope * (change - center)
+    return _Observation(np.log(np.maximum(w, _UNSEEN)), change - center)
+
+
+def _estimates(observed: list[_Observation], slope: float) -> Float[np.ndarray, "k n"]:
+    """Log multiplicities from each of k observations.
+
+    loss = b (log m - log w) + noise, where b is each image's own: normal around 1/slope before,
+    and after the observations at different w their regression where these say more.
+    """
+    x, y = (np.stack(column) for column in zip(*observed, strict=True))
+    usual = 1 / slope
+    prior = (_SPREAD * usual) ** -2
+    centered = x - x.mean(axis=0)
+    weight = np.square(centered).sum(axis=0) / _NOISE**2
+    found = -(centered * y).sum(axis=0) / _NOISE**2
+    b = np.maximum((found + prior * usual) / (weight + prior), usual / 4)
+    return x + y / b
 
 
 def _held(estimate: np.ndarray) -> np.ndarray:
