@@ -1,4 +1,4 @@
-"""What ``localize``, ``mitigate`` and ``extract`` share: what is typed, folders, tables."""
+"""What commands with pictures and tables share: what is typed, folders, tables."""
 
 import csv
 import io

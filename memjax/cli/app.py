@@ -34,6 +34,7 @@ def run() -> int:
     """
     from memjax.cli import (  # noqa: F401  (they register)
         audit,
+        count,
         detectors,
         doctor,
         export,
