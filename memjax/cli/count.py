@@ -21,8 +21,6 @@ from memjax.cli.progress import progress_bar
 
 SHOWN, PICTURES = 20, 48
 TABLE_TITLE = "Images, the most often stored first"
-Z = 1.959964
-"""Standard errors of a 95 % interval."""
 
 
 @cli.command()
@@ -71,7 +69,7 @@ def count(
     The model is trained further on the images, each as often as it seems to stand there, until it
     stays as it is. --data must be nearly all of the training set; images beside it come out below
     one. It takes about as long as the training did. Numbers are relative to the typical image,
-    which counts once. "digits" runs a small model of which the truth is known (trained once; it is
+    which counts once; z says by how many standard errors an image lies above it. "digits" runs a small model of which the truth is known (trained once; it is
     cached).
 
     Writes table.csv, settings.json, figures/*.png and report.html into --out.
@@ -144,15 +142,15 @@ def _rows(given: dict[str, Any], found: Any) -> list[dict[str, Any]]:
     table = []
     for rank, i in enumerate(order.tolist(), 1):
         ok, value, error = found.status[i] == Status.OK, found.value[i], found.standard_error[i]
-        bounded = ok and math.isfinite(error)
         row: dict[str, Any] = {
             "rank": rank if ok else None,
             "row": i,
             "id": images.ids[i],
             "status": Status(int(found.status[i])).label,
             "times": math.exp(value) if ok else None,
-            "low": math.exp(value - Z * error) if bounded else None,
-            "high": math.exp(value + Z * error) if bounded else None,
+            "log_times": float(value) if ok else None,
+            "standard_error": float(error) if ok else None,
+            "z": float(value / error) if ok and error > 0 else None,
             "held_at": int(found.held_at[i]),
             "reason": images.reasons[i],
         }
@@ -199,8 +197,8 @@ def _write(
             "count",
             f"How often does each image stand in the training set of {settings['model']}?",
             "Trained further on images that count too seldom, a model loses what it has stored of "
-            "them. Estimates are relative to the typical image, which counts once; intervals hold "
-            "the noise of the further training, not that of the model's own.",
+            "them. Estimates are relative to the typical image, which counts once. z: how many "
+            "standard errors above once; how often above depends on the model.",
             {name.replace("_", " "): value for name, value in settings.items()},
             drawn,
             "The images stored most often",
@@ -212,7 +210,7 @@ def _write(
 
 def _columns(given: dict[str, Any]) -> dict[str, str]:
     """Columns of the table that are shown, with their titles."""
-    columns = {"id": "image", "rank": "rank", "times": "times", "low": "from", "high": "to"}
+    columns = {"id": "image", "rank": "rank", "times": "times", "z": "z"}
     known = {} if given["times"] is None else {"truly": "truly"}
     return columns | known | {"status": "status"}
 

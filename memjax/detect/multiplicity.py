@@ -52,8 +52,10 @@ class MultiplicityEstimate(NamedTuple):
     Attributes:
         value: log of the estimate, larger = more often; NaN where there is none.
         multiplicity: the estimate, relative to the typical image, which counts as 1.
-        standard_error: of ``value``, over the runs of the last round; infinite for one run. It
-            holds the noise of the continued training, not that of the model's own.
+        standard_error: of ``value``, for the question whether an image stands there more than
+            once: the robust scatter of the images that count once, which holds the noise of the
+            model's own training too, or the error over the runs of the last round where that is
+            larger. How large a multiplicity is depends on the slope besides.
         held_at: how often each image counted in the last round.
         status: ``memjax.Status`` codes.
         cost: network products for one image, of the continued training and the evaluations.
@@ -202,10 +204,14 @@ def estimate_multiplicity(
     for run in range(runs):
         found = observe(w, rounds, run)
     final = found[-runs:]
-    error = final.std(axis=0, ddof=1) / math.sqrt(runs) if runs > 1 else np.full(len(rows), np.inf)
+    value = final.mean(axis=0)
+    typical = np.abs(value[(w == 1) & usable])
+    error = np.full(len(rows), 1.4826 * np.median(typical) if len(typical) else np.inf)
+    if runs > 1:
+        error = np.maximum(error, final.std(axis=0, ddof=1) / math.sqrt(runs))
     batch = min(batch_size, int(w.sum()))
     price = _cost(detectors, d, rounds, runs, steps, batch, len(rows))
-    return _spread(first, rows, final.mean(axis=0), error, w, price)
+    return _spread(first, rows, value, error, w, price)
 
 
 def _usual(model: Model) -> tuple[Detector, ...]:
