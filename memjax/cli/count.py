@@ -69,8 +69,8 @@ def count(
     The model is trained further on the images, each as often as it seems to stand there, until it
     stays as it is. --data must be nearly all of the training set; images beside it come out below
     one. It takes about as long as the training did. Numbers are relative to the typical image,
-    which counts once; z says by how many standard errors an image lies above it. "digits" runs a small model of which the truth is known (trained once; it is
-    cached).
+    which counts once; z says by how many standard errors an image lies above it. "digits" runs a
+    small model of which the truth is known (trained once; it is cached).
 
     Writes table.csv, settings.json, figures/*.png and report.html into --out.
 
@@ -176,7 +176,8 @@ def _write(
     shown = [row for row in table if row["rank"] is not None]
     pictures = [
         CandidatePicture(
-            f"{row['times']:.2g}\u00d7  {row['id']}", thumbnail(given["images"].images[row["row"]])
+            f"{row['rank']}:  {row['times']:.2g}\u00d7",
+            thumbnail(given["images"].images[row["row"]]),
         )
         for row in shown[:PICTURES]
     ]

@@ -41,6 +41,8 @@ def draw_counts(estimate: Float[np.ndarray, "n"], times: Int[np.ndarray, "n"] | 
     shown = [tick for tick in _TICKS if low / 2 <= tick <= 2 * high]
     axes.set(xscale="log", yscale="log", xlabel="rank", ylabel="estimated times in training")
     axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
+    tens = [10**k for k in range(len(str(len(rows))))]
+    axes.set_xticks(tens, [f"{ten:,}" for ten in tens])
     axes.minorticks_off()
     axes.set_ylim(min(0.8 * low, 0.7), max(1.25 * high, 1.5))
     axes.grid(color=_GRID, linewidth=0.8)

@@ -83,21 +83,32 @@ class Recipe:
         return float(np.exp(low)), float(np.exp(high))
 
 
+class Counted(NamedTuple):
+    """Rows of images that count several times, for even draws.
+
+    Attributes:
+        rows: row numbers, each as often as its image counts, and then any others up to a round
+            size, so that one program serves many training sets.
+        size: how many of ``rows`` stand for the training set.
+    """
+
+    rows: Int[Array, "t"]
+    size: Int[Array, ""]
+
+
 class Data(NamedTuple):
     """A training set.
 
     Attributes:
         images: one row each.
         conditions: of each image.
-        table: for even draws: row numbers, each as often as its image counts, and then any others
-            up to a round size, so that one program serves many training sets.
-        count: for even draws: the numbers in ``table`` that stand for the training set.
+        counted: how often each image counts, and that draws are even; ``None`` for once, and
+            independent draws.
     """
 
     images: Float[Array, "n *event"]
     conditions: Int[Array, "n"] | None
-    table: Int[Array, "t"] | None = None
-    count: Int[Array, ""] | None = None
+    counted: Counted | None = None
 
 
 class State(NamedTuple):
@@ -196,10 +207,10 @@ def run(
     def step(index, carry):
         state, total = carry
         step_key = jax.random.fold_in(key, index)
-        if data.table is None:
+        if data.counted is None:
             draws = draw_rows(step_key, len(data.images), recipe.batch_size)
         else:
-            draws = even_draws(key, index, data.table, data.count, recipe.batch_size)
+            draws = even_draws(key, index, data.counted, recipe.batch_size)
         loss, gradient = jax.value_and_grad(batch_loss)(
             state.weights, data, draws, step_key, family, recipe
         )
@@ -218,20 +229,18 @@ def draw_rows(key: PRNGKeyArray, count: int, n: int) -> Draws:
     return rows, jax.random.normal(derive_key(key, "sigma"), (n,), jnp.float32)
 
 
-def even_draws(
-    key: PRNGKeyArray, step: Int[Array, ""], table: Int[Array, "t"], count: Int[Array, ""], n: int
-) -> Draws:
+def even_draws(key: PRNGKeyArray, step: Int[Array, ""], counted: Counted, n: int) -> Draws:
     """The same spread evenly: the gradient's mean is the same, its variance smaller.
 
-    Rows come from a permutation of the table for every pass over it, whose last ``count`` modulo
-    n are left out (``count`` is at least n); the noise levels of a batch, one from each n-th of
+    Rows come from a permutation for every pass over the training set, whose last ``size`` modulo
+    n are left out (``size`` is at least n); the noise levels of a batch, one from each n-th of
     their distribution. The key is the training's.
     """
-    steps = count // n
+    steps = counted.size // n
     turn = derive_key(key, "pass", step // steps)
-    place = jax.random.uniform(turn, table.shape, jnp.float32)
-    order = jnp.argsort(jnp.where(jnp.arange(len(table)) < count, place, jnp.inf))
-    rows = table[jax.lax.dynamic_slice(order, (step % steps * n,), (n,))]
+    place = jax.random.uniform(turn, counted.rows.shape, jnp.float32)
+    order = jnp.argsort(jnp.where(jnp.arange(len(place)) < counted.size, place, jnp.inf))
+    rows = counted.rows[jax.lax.dynamic_slice(order, (step % steps * n,), (n,))]
     within = jax.random.uniform(
         derive_key(key, "level", step), (n,), jnp.float32, minval=1e-3, maxval=1 - 1e-3
     )

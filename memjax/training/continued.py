@@ -18,6 +18,7 @@ from memjax.training._adapted import (
     recipe_of,
 )
 from memjax.training._steps import (
+    Counted,
     Data,
     Progress,
     Recipe,
@@ -104,16 +105,17 @@ def continue_training(
     if ema_decay is None:
         ema_decay = max(0.0, 1 - 2 / steps)
     score = network_score(model)
-    data_std, *levels = recipe_of(model, score, log_sigma_mean, log_sigma_std)
+    data_std, mean, std = recipe_of(model, score, log_sigma_mean, log_sigma_std)
     recipe = Recipe(
-        min(batch_size, total), learning_rate, ema_decay, *levels, condition_dropout, data_std
+        min(batch_size, total), learning_rate, ema_decay, mean, std, condition_dropout, data_std
     )
     shown, num_conditions = _conditions(model, conditions, n)
     # One program for training sets of about one size.
     size = max(_SMALLEST_TABLE, 2 ** (total - 1).bit_length())
     table = np.zeros(size, np.int32)
     table[:total] = np.repeat(np.arange(n, dtype=np.int32), counts)
-    data = Data(jnp.asarray(images), shown, jnp.asarray(table), jnp.int32(total))
+    counted = Counted(jnp.asarray(table), jnp.int32(total))
+    data = Data(jnp.asarray(images), shown, counted)
     family = Adapted(score, 1.0, data_std, model.null_condition, num_conditions=num_conditions)
     state = advance(
         start(trained_weights(score), adam(recipe)), steps, data, seed, family, recipe,

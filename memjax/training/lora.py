@@ -136,8 +136,8 @@ def fine_tune(
         score, rank, key=derive_key(seed, "adapters"), kernel_layout=layout
     )
     changes: Changes = adapters | learned
-    data_std, *levels = recipe_of(model, score, log_sigma_mean, log_sigma_std)
-    recipe = Recipe(batch_size, learning_rate, ema_decay, *levels, condition_dropout, data_std)
+    data_std, mean, std = recipe_of(model, score, log_sigma_mean, log_sigma_std)
+    recipe = Recipe(batch_size, learning_rate, ema_decay, mean, std, condition_dropout, data_std)
     kept = labels >= 0
     data = Data(jnp.asarray(images[kept]), jnp.asarray(labels[kept], jnp.int32))
     family = Adapted(

@@ -84,11 +84,11 @@ def test_images_with_slopes_of_their_own_are_not_thrown_off(monkeypatch):
 
 @pytest.mark.parametrize("runs", [1, 4, 9])
 def test_of_images_seen_once_the_standard_error_tells_how_far_they_lie(monkeypatch, runs):
-    """Slope times the noise of a run over sqrt(runs); hardly more than 5 of 100 beyond 1.96."""
+    """Slope times the noise of the model and of the runs' mean; 5 of 100 beyond 1.96, or fewer."""
     truth, noise = np.ones(4000, int), 0.03
     Answering(truth, np.zeros(4000), np.full(4000, 1 / 3), noise).install(monkeypatch)
     found = estimate_multiplicity(some_model(), images_of(4000), runs=runs)
-    expected = module.SLOPE * noise / np.sqrt(runs)
+    expected = module.SLOPE * noise * np.sqrt(1 + 1 / runs)
     assert found.standard_error.min() == pytest.approx(expected, rel=0.1)
     assert 0.02 < np.mean(np.abs(found.value) > 1.96 * found.standard_error) < 0.065
 

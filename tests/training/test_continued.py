@@ -13,7 +13,7 @@ from memjax.diffusion.prediction import EDMPreconditioned, from_prediction
 from memjax.diffusion.schedule import DiscreteVP, VarianceExploding
 from memjax.networks import ResidualMLP
 from memjax.training import continue_training, train
-from memjax.training._steps import even_draws, run
+from memjax.training._steps import Counted, even_draws, run
 
 SIGMA, D = 0.4, 0.5
 
@@ -149,7 +149,7 @@ def test_deterministic_by_seed():
 def test_even_draws_take_every_row_once_a_pass(count, n):
     table = jnp.concatenate([jnp.arange(count) + 100, jnp.full(3, -1)]).astype(jnp.int32)
     key, steps = jax.random.key(3), count // n
-    draws = jax.jit(lambda step: even_draws(key, step, table, jnp.int32(count), n))
+    draws = jax.jit(lambda step: even_draws(key, step, Counted(table, jnp.int32(count)), n))
     passes = [[draws(turn * steps + i) for i in range(steps)] for turn in range(3)]
     orders = [np.concatenate([rows for rows, _ in one]) for one in passes]
     for order in orders:
@@ -161,8 +161,8 @@ def test_even_draws_take_every_row_once_a_pass(count, n):
 
 def test_even_draws_take_noise_levels_from_equal_parts():
     """One of each part, uniform within, so that all together are normal."""
-    table, n = jnp.arange(8, dtype=jnp.int32), 8
-    draws = jax.vmap(lambda i: even_draws(jax.random.key(1), i, table, jnp.int32(8), n)[1])
+    counted, n = Counted(jnp.arange(8, dtype=jnp.int32), jnp.int32(8)), 8
+    draws = jax.vmap(lambda i: even_draws(jax.random.key(1), i, counted, n)[1])
     normal = np.asarray(draws(jnp.arange(500)), np.float64)
     part = np.floor(n * np.asarray(jax.scipy.stats.norm.cdf(normal)))
     np.testing.assert_array_equal(part, np.broadcast_to(np.arange(n), part.shape))
