@@ -239,7 +239,8 @@ def even_draws(key: PRNGKeyArray, step: Int[Array, ""], counted: Counted, n: int
     steps = counted.size // n
     turn = derive_key(key, "pass", step // steps)
     place = jax.random.uniform(turn, counted.rows.shape, jnp.float32)
-    order = jnp.argsort(jnp.where(jnp.arange(len(place)) < counted.size, place, jnp.inf))
+    among = jnp.arange(len(place), dtype=jnp.int32) < counted.size
+    order = jnp.argsort(jnp.where(among, place, jnp.inf))
     rows = counted.rows[jax.lax.dynamic_slice(order, (step % steps * n,), (n,))]
     within = jax.random.uniform(
         derive_key(key, "level", step), (n,), jnp.float32, minval=1e-3, maxval=1 - 1e-3

@@ -34,9 +34,10 @@ class Linear(nn.Module):
 
 def linear_model(conditions=0):
     module = Linear(conditions)
-    zeros = {"map": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}
+    zeros = {"map": {"kernel": np.zeros((2, 2)), "bias": np.zeros(2)}}
     if conditions:
-        zeros["label"] = {"embedding": jnp.zeros((conditions + 1, 2))}
+        zeros["label"] = {"embedding": np.zeros((conditions + 1, 2))}
+    zeros = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), zeros)
     network = EDMPreconditioned(mj.LinenNetwork(module, {"params": zeros}), D)
     score = from_prediction(network, prediction="denoiser", schedule=VarianceExploding(0.02, 10.0))
     null = jnp.int32(conditions) if conditions else None
@@ -56,7 +57,7 @@ def gaussian_denoiser(points, weights, x):
 
 
 def denoised(model, x, condition=None):
-    return np.asarray(x + SIGMA**2 * model(jnp.asarray(x, jnp.float32), SIGMA, condition))
+    return x + SIGMA**2 * np.asarray(model(jnp.asarray(x, jnp.float32), SIGMA, condition))
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 1, 0), (4, 1, 2, 0), (1, 3, 0, 1)])
@@ -118,7 +119,7 @@ def test_other_predictions_train_too():
             return scale.value * nn.Dense(2, kernel_init=nn.initializers.zeros)(x)
 
     module = Noise()
-    variables = module.init(jax.random.key(0), jnp.zeros(2), jnp.float32(0))
+    variables = module.init(jax.random.key(0), jnp.zeros(2, jnp.float32), jnp.float32(0))
     schedule = DiscreteVP()
     score = from_prediction(
         mj.LinenNetwork(module, variables), prediction="epsilon", schedule=schedule
@@ -150,7 +151,7 @@ def test_even_draws_take_every_row_once_a_pass(count, n):
     table = jnp.concatenate([jnp.arange(count) + 100, jnp.full(3, -1)]).astype(jnp.int32)
     key, steps = jax.random.key(3), count // n
     draws = jax.jit(lambda step: even_draws(key, step, Counted(table, jnp.int32(count)), n))
-    passes = [[draws(turn * steps + i) for i in range(steps)] for turn in range(3)]
+    passes = [[draws(jnp.int32(turn * steps + i)) for i in range(steps)] for turn in range(3)]
     orders = [np.concatenate([rows for rows, _ in one]) for one in passes]
     for order in orders:
         assert len(np.unique(order)) == steps * n
@@ -163,7 +164,7 @@ def test_even_draws_take_noise_levels_from_equal_parts():
     """One of each part, uniform within, so that all together are normal."""
     counted, n = Counted(jnp.arange(8, dtype=jnp.int32), jnp.int32(8)), 8
     draws = jax.vmap(lambda i: even_draws(jax.random.key(1), i, counted, n)[1])
-    normal = np.asarray(draws(jnp.arange(500)), np.float64)
+    normal = np.asarray(draws(jnp.arange(500, dtype=jnp.int32)), np.float64)
     part = np.floor(n * np.asarray(jax.scipy.stats.norm.cdf(normal)))
     np.testing.assert_array_equal(part, np.broadcast_to(np.arange(n), part.shape))
     assert abs(normal.mean()) < 0.01
