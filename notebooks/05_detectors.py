@@ -167,7 +167,7 @@ for k, name in enumerate(("never seen", "seen once", "4 times", "32 times")):
 # Detectors look at the model as it is. Whoever has the training set can also ask what moves.
 # Trained further on images that count too seldom, a model loses what it has stored of them; on each
 # as often as it stands there, it stays as it is. The model is its own control: easy and hard images
-# are told alike. This costs most (about the training over again; here a third of that), and is the
+# are told alike. This costs most (about the training over again; here half of it), and is the
 # only way that tells two copies from one almost without error.
 
 # %%
