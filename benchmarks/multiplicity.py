@@ -129,6 +129,7 @@ def cases() -> list[Case]:
 def figure(records):
     """Estimates against the truth, and the rate at 1 % of every question."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import NullLocator
 
     rows = [
@@ -137,12 +138,12 @@ def figure(records):
         for row in result["rows"]
     ]
     names = {"graded-3000": ", model of 3,000 steps"}
-    out = Figure(figsize=(10, 4.2), layout="constrained")
+    out = Figure(figsize=(10, 4.2), layout=ConstrainedLayoutEngine(rect=(0, 0.05, 1, 0.95)))
     left, right = out.subplots(1, 2)
     colors = ("#4477aa", "#66ccee", "#ccbb44", "#228833", "#aa3377")
     for i, (case, row) in enumerate(rows):
         title = row["method"] + names.get(case, "")
-        truth = [int(k) for k in row["median_estimates"] if int(k)]
+        truth = sorted(int(k) for k in row["median_estimates"] if int(k))
         middle = np.array([row["median_estimates"][str(k)] for k in truth], float)
         left.plot(truth, np.median(middle, axis=1), "o-", color=colors[i], label=title, ms=4)
         for question, found in row["questions"].items():

@@ -176,7 +176,7 @@ def _write(
     shown = [row for row in table if row["rank"] is not None]
     pictures = [
         CandidatePicture(
-            f"{row['rank']}:  {row['times']:.2g}\u00d7",
+            f"{row['rank']}:  {row['times']:.{int(row['times'] < 10)}f}\u00d7",
             thumbnail(given["images"].images[row["row"]]),
         )
         for row in shown[:PICTURES]

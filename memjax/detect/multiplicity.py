@@ -42,6 +42,7 @@ _CLEAR, _GONE = 2.5, 0.5
 _UNSEEN = 0.3
 """What counts as the multiplicity of an image that does not count, for its logarithm."""
 _MOST = 64
+"""What an image counts at most; an estimate is at most twice that: more cannot be told."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,7 +52,7 @@ class MultiplicityEstimate(NamedTuple):
 
     Attributes:
         value: log of the estimate, larger = more often; NaN where there is none.
-        multiplicity: the estimate, relative to the typical image, which counts as 1.
+        multiplicity: the estimate, relative to the typical image, which counts as 1; at most 128.
         standard_error: of ``value``, for the question whether an image stands there more than
             once: the robust scatter of the images that count once, which holds the noise of the
             model's own training too, or the error over the runs of the last round where that is
@@ -204,7 +205,7 @@ def estimate_multiplicity(
     for run in range(runs):
         found = observe(w, rounds, run)
     final = found[-runs:]
-    value = final.mean(axis=0)
+    value = np.minimum(final.mean(axis=0), math.log(2 * _MOST))
     typical = np.abs(value[(w == 1) & usable])
     error = np.full(len(rows), 1.4826 * np.median(typical) if len(typical) else np.inf)
     if runs > 1:

@@ -107,6 +107,14 @@ def test_slopes_follow_the_observations_where_these_say_more():
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_what_lies_beyond_all_observations_is_not_made_up(monkeypatch):
+    """An image that loses as much however often it counts: the estimate ends at 128."""
+    truth = np.where(np.arange(40) == 7, 10**6, 1)
+    Answering(truth, np.zeros(40), np.full(40, 1 / 3), 0.0).install(monkeypatch)
+    found = estimate_multiplicity(some_model(), images_of(40))
+    np.testing.assert_allclose(found.multiplicity, np.minimum(truth, 128), rtol=1e-6)
+
+
 def test_the_typical_image_counts_once():
     seen = _observation(np.array([1, 1, 1, 5, 0]), np.array([0.1, 0.2, 0.9, 7.0, np.nan]))
     np.testing.assert_allclose(seen.loss, [-0.1, 0, 0.7, 6.8, np.nan])
