@@ -131,8 +131,8 @@ def estimate_multiplicity(
         `MultiplicityEstimate`.
 
     Raises:
-        InputError: images or conditions that do not fit, a detector that compares two models, or
-            an argument out of range.
+        InputError: images or conditions that do not fit, a detector that compares two models, an
+            argument out of range, or training further that ends in numbers that are not finite.
 
     Without raising: NONFINITE for an image or a value that is not finite.
 
@@ -195,7 +195,13 @@ def estimate_multiplicity(
 
     def observe(w: np.ndarray, round_: int, run: int = 0) -> np.ndarray:
         share = _FIRST if rounds and not round_ else 1.0
-        observed.append(_observation(w, share * (at_rest - rerun(w, round_, run))))
+        change = at_rest - rerun(w, round_, run)
+        if not np.isfinite(change).any():
+            raise InputError(
+                "learning_rate: expected one with which training further stays finite, "
+                f"got {learning_rate:g}"
+            )
+        observed.append(_observation(w, share * change))
         return _estimates(observed, slope)
 
     w = usable.astype(np.int64)

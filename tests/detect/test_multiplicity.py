@@ -200,6 +200,17 @@ def test_refuses_what_does_not_fit(options, message):
         estimate_multiplicity(some_model(), images_of(5), **options)
 
 
+def test_refuses_training_that_does_not_stay_finite(monkeypatch):
+    world = Answering(np.ones(5, int), np.zeros(5), np.full(5, 1 / 3), 0.0)
+    world.install(monkeypatch)
+    shown = module._values
+    monkeypatch.setattr(
+        module, "_values", lambda *given: shown(*given) * (np.nan if world.asked else 1)
+    )
+    with pytest.raises(InputError, match="learning_rate: expected one with which .* got 9"):
+        estimate_multiplicity(some_model(), images_of(5), learning_rate=9.0)
+
+
 def test_refuses_one_image():
     with pytest.raises(InputError, match="images: expected at least 2 different finite ones"):
         estimate_multiplicity(some_model(), np.ones((4, 3), np.float32))
