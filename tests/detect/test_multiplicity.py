@@ -207,7 +207,7 @@ def test_refuses_training_that_does_not_stay_finite(monkeypatch):
     monkeypatch.setattr(
         module, "_values", lambda *given: shown(*given) * (np.nan if world.asked else 1)
     )
-    with pytest.raises(InputError, match="learning_rate: expected one with which .* got 9"):
+    with pytest.raises(InputError, match=r"learning_rate: expected one with which .* got 9"):
         estimate_multiplicity(some_model(), images_of(5), learning_rate=9.0)
 
 
