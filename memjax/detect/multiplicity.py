@@ -172,7 +172,7 @@ def estimate_multiplicity(
     def evaluated(which: Model) -> np.ndarray:
         found = _values(which, distinct, shown, key, detectors, chunk_size)
         pairs = zip(detectors, np.asarray(found, np.float64).T, strict=True)
-        return np.mean([below_ceiling(d, v, np.zeros_like(v))[0] for d, v in pairs], axis=0)
+        return np.mean([below_ceiling(by, v, np.zeros_like(v))[0] for by, v in pairs], axis=0)
 
     def rerun(w: np.ndarray, round_: int, run: int) -> np.ndarray:
         done = round_ + run
