@@ -10,6 +10,7 @@ as not installed. What fails or loses is recorded like the rest.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -198,6 +199,7 @@ def measure(case: Case, *, quick: bool = False, seed: int = 0) -> dict[str, Any]
     """
     import jax
 
+    _git()
     record = {"case": case.name, "seed": seed, "quick": quick}
     try:
         made = case.make(quick, seed)
@@ -363,6 +365,7 @@ def _cpu_model() -> str:
     return models[0] if models else platform.machine()
 
 
+@functools.cache  # what the process has imported, whatever is committed while it runs
 def _git() -> dict[str, Any]:
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -1,11 +1,12 @@
 """How often each digit stands in a training set, told by training the model further.
 
 The graded digits, on the five training seeds that nothing was chosen on (settings are those of
-seeds 1 to 3). Every row of the table is what is given, at what price: the training set, each image
-once (with the default of 200 passes a run, and with 50); all digits, unseen ones among them; a
-random half of the training set; the training set, for a model trained for 3,000 steps only. Beside
-quality the medians of the estimates by true multiplicity, and the products of an image, those of
-the continued training among them, also over those of the training itself.
+seeds 1 to 5). Every row of the table is what is given, at what price: the training set, each image
+once (with the default of 42 passes in one run, with 24, and with a round before four runs); all
+digits, unseen ones among them; a random half of the training set; the training set, for a model
+trained for 3,000 steps only. Beside quality the medians of the estimates by true multiplicity, and
+the products of an image, those of the continued training among them, also over those of the
+training itself.
 """
 
 from functools import partial
@@ -16,12 +17,17 @@ import numpy as np
 from benchmarks._beds import EARLIER, GROUP_SIZES, QUICK_STEPS
 from benchmarks._quality import Question, quality, record, short
 from benchmarks.harness import Case, Table, Target
-from memjax.detect.multiplicity import PASSES, MultiplicityEstimate, estimate_multiplicity
+from memjax.detect.multiplicity import (
+    BATCH_SIZE,
+    PASSES,
+    MultiplicityEstimate,
+    estimate_multiplicity,
+)
 from memjax.training.testbeds import graded_testbed
 
 SCORING = (6, 7, 8, 9, 10)
 STEPS, BATCH = 8000, 128
-FEW_PASSES = 50
+FEW_PASSES = 24
 
 
 class Setting(NamedTuple):
@@ -30,11 +36,15 @@ class Setting(NamedTuple):
     Attributes:
         given: ``"trained"``, ``"all"`` or ``"half"`` of the rows.
         passes: of each run over the given rows.
+        rounds: before the last.
+        runs: of the last round.
         steps: of the model's training.
     """
 
     given: str = "trained"
     passes: int = PASSES
+    rounds: int = 0
+    runs: int = 1
     steps: int = STEPS
 
 
@@ -42,6 +52,7 @@ SETTINGS = {
     "graded": {
         "training set": Setting(),
         f"training set, {FEW_PASSES} passes": Setting(passes=FEW_PASSES),
+        "training set, a round and 4 runs": Setting(rounds=1, runs=4),
         "half of the training set": Setting("half"),
     },
     "graded-unseen": {"training set and unseen images": Setting("all")},
@@ -61,8 +72,9 @@ def _estimate(setting: Setting, seed: int, quick: bool) -> tuple[MultiplicityEst
     estimate = estimate_multiplicity(
         found.model,
         found.bed.images[rows],
-        steps=round(passes * len(rows) / BATCH),
-        batch_size=BATCH,
+        steps=round(passes * len(rows) / BATCH_SIZE),
+        rounds=setting.rounds,
+        runs=setting.runs,
         seed=seed,
     )
     return estimate, multiplicity[rows]
@@ -94,20 +106,26 @@ def _row(name: str, setting: Setting, seeds: tuple[int, ...], quick: bool) -> di
     }
 
 
+_ASKED = {
+    "graded": [
+        (0, "x2", "value", {"auroc": 0.99, "tpr": 0.88}, 100),
+        (1, "x2", "low", {"auroc": 0.975, "tpr": 0.70}, 64),
+    ],
+    "graded-unseen": [(0, "membership", "low", {"auroc": 0.99, "tpr": 0.85}, 100)],
+    "graded-3000": [(0, "x4", "value", {"auroc": 0.997, "tpr": 0.92}, 100)],
+}
+"""Row, question, value or lower end of the interval, what it should reach, with which products."""
+
+
 def _targets(name: str, rows: list[dict[str, Any]]) -> list[Target]:
-    """What the issue of detectors asks of x2, membership and the early checkpoint, below 1."""
-    asked = {
-        "graded": ("x2", {"auroc": 0.99, "tpr": 0.88}),
-        "graded-unseen": ("membership", {"auroc": 0.99, "tpr": 0.85}),
-        "graded-3000": ("x4", {"auroc": 0.997, "tpr": 0.92}),
-    }
-    question, bounds = asked[name]
+    """What is asked of detectors on this bed, below 1, and at what price."""
     out = []
-    for metric, bound in bounds.items():
-        found = rows[0]["questions"][question][metric]
-        for end in ("value", "low"):
+    for row, question, end, bounds, products in _ASKED[name]:
+        for metric, bound in bounds.items():
+            found = rows[row]["questions"][question][metric][end] or 0
             what = f"{metric} of {question}, {end if end == 'value' else 'lower end'}, below 1"
-            out.append(Target(what, round(1 - (found[end] or 0), 4), round(1 - bound, 4)))
+            out.append(Target(what, round(1 - found, 4), round(1 - bound, 4)))
+        out.append(Target(f"products of {question}", rows[row]["products"], products))
     return out
 
 

@@ -132,7 +132,7 @@ def test_weights_share_noises_clusters_and_the_program():
 def test_weight_zero_is_unguided_and_cost_is_counted():
     found = draw(0.0, num_samples=8, num_steps=10)
     moved = draw(3.0, num_samples=8, num_steps=10, window=(0.0, LOW))  # an empty window
-    np.testing.assert_array_equal(found.samples, moved.samples)
+    np.testing.assert_allclose(found.samples, moved.samples, rtol=1e-6, atol=1e-6)
     assert int(found.cost.total) == 8 * 19
     assert (found.num_gradients, moved.num_gradients) == (8 * 19, 0)
     euler = draw(1.0, num_samples=8, num_steps=10, method="ddim", window=(0.5, 5.0))
