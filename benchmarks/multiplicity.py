@@ -158,14 +158,14 @@ def figure(records):
     names = {"graded-3000": ", model of 3,000 steps"}
     out = Figure(figsize=(10, 4.2), layout=ConstrainedLayoutEngine(rect=(0, 0.05, 1, 0.95)))
     left, right = out.subplots(1, 2)
-    colors = ("#4477aa", "#66ccee", "#ccbb44", "#228833", "#aa3377")
+    colors = ("#4477aa", "#66ccee", "#332288", "#ccbb44", "#228833", "#aa3377")
     for i, (case, row) in enumerate(rows):
         title = row["method"] + names.get(case, "")
         truth = sorted(int(k) for k in row["median_estimates"] if int(k))
         middle = np.array([row["median_estimates"][str(k)] for k in truth], float)
         left.plot(truth, np.median(middle, axis=1), "o-", color=colors[i], label=title, ms=4)
         for question, found in row["questions"].items():
-            place = ["x2", "x4", "x8", "membership"].index(question) + (i - 2) * 0.13
+            place = ["x2", "x4", "x8", "membership"].index(question) + (i - 2.5) * 0.12
             rate = found["tpr"]
             right.plot([place] * 2, [rate["low"], rate["high"]], color=colors[i], lw=1)
             right.plot(place, rate["value"], "o", color=colors[i], ms=4)

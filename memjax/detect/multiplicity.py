@@ -23,7 +23,11 @@ from memjax.detect.plan import cost as detectors_cost
 from memjax.detect.plan import requirements
 from memjax.detect.protocol import Detector
 from memjax.diffusion.model import Model
-from memjax.evaluate.difficulty import excess_over_difficulty, image_difficulty
+from memjax.evaluate.difficulty import (
+    SMALLEST_POPULATION,
+    excess_over_difficulty,
+    image_difficulty,
+)
 from memjax.evaluate.distances import group_duplicates
 from memjax.training._adapted import changed_model
 from memjax.training.continued import continue_training
@@ -42,6 +46,8 @@ _NOISE, _SPREAD = 0.1, 0.45
 """Of a loss, and of the images' own slopes, as a share of the usual one."""
 _AT_REST = ((0.0, 0.3, 2.7), (0.0, math.log(2), math.log(32)))
 """What an excess over difficulty counts, as the logarithm of the multiplicity; lines between."""
+_SMALL = 0.1
+"""Of the usual size of a change: no change counts as smaller when sizes are compared."""
 _CLEAR, _GONE = 2.5, 0.5
 """An estimate beyond which an image counts as often as it says, and below which not at all."""
 _UNSEEN = 0.3
@@ -100,17 +106,19 @@ def estimate_multiplicity(
         log m_i = log w_i + slope (l_i(theta) - l_i(theta_w) - c)
 
     with l = -log(1 - flux), averaged over ``detectors``, theta the model's weights, theta_w those
-    after training on each image w_i times, and c the median of the difference over the images
-    with w_i = 1: what is typical stands there once. An image seen at different w_i has a slope of
-    its own, which the given one is the prior of. The model is its own control: what makes an
-    image easy or hard for it is the same in theta and theta_w and drops out.
+    after training on each image w_i times, and c what the difference usually is at w_i = 1 for
+    images as difficult (``excess_over_difficulty``; their median where they are fewer than 50):
+    what is typical stands there once. Beyond c differences count by how large they usually are
+    for images as difficult. An image seen at different w_i has a slope of its own, which the given
+    one is the prior of. The model is its own control: what makes an image easy or hard for it is
+    the same in theta and theta_w and drops out.
 
     Before any training, the first detector's excess over the images' difficulty
-    (``OverDifficulty``, from 50 distinct images on) is an estimate too, whose errors are others':
-    those of the difficulty. Images that clearly stand there more often by it (above 2.5) count
-    that often at first, the others once. After each of ``rounds`` rounds w follows the estimates,
-    and images below 0.5 do not count at all, so that training leaves the rest at rest. The last
-    round is the mean over ``runs`` independent runs, every one from the model itself. Both
+    (``OverDifficulty``, from 50 distinct images on) is an estimate too, with errors of its own:
+    what the difficulty does not explain. Images that clearly stand there more often by it (above
+    2.5) count that often at first, the others once. After each of ``rounds`` rounds w follows the
+    estimates, and images below 0.5 do not count at all, so that training leaves the rest at rest.
+    The last round is the mean over ``runs`` independent runs, every one from the model itself. Both
     estimates are averaged by their precision, the squared inverse of their robust scatter over
     the images with w_i = 1.
 
@@ -207,7 +215,8 @@ def estimate_multiplicity(
     usable = np.isfinite(at_rest).all(axis=1)
     if not usable.any():
         raise InputError("model: its scores are not finite at the images")
-    before = _from_difficulty(at_rest[:, 0], distinct)
+    difficulty = _difficulty(distinct)
+    before = None if difficulty is None else _from_difficulty(at_rest[:, 0], difficulty)
     observed: list[_Observation] = []
 
     def observe(w: np.ndarray, round_: int, run: int = 0) -> np.ndarray:
@@ -217,7 +226,7 @@ def estimate_multiplicity(
                 "learning_rate: expected one with which training further stays finite, "
                 f"got {learning_rate:g}"
             )
-        observed.append(_observation(w, change))
+        observed.append(_observation(w, change, difficulty))
         return _estimates(observed, slope)
 
     w = usable * (1 if before is None else np.maximum(_held(before), 1))
@@ -236,12 +245,21 @@ def estimate_multiplicity(
     return _spread(first, rows, value, error, w, price)
 
 
-def _from_difficulty(value: np.ndarray, images: np.ndarray) -> Float[np.ndarray, "n"] | None:
-    """Log multiplicities before any training; none where images are too few to be compared."""
+def _difficulty(images: np.ndarray) -> Float[np.ndarray, "n k"] | None:
+    """How difficult each image is; none where they are too few, or too equal, to be compared."""
     try:
-        excess = excess_over_difficulty(value, image_difficulty(images))
+        return image_difficulty(images)
     except InputError:
         return None
+
+
+def _from_difficulty(
+    value: Float[np.ndarray, "n"], difficulty: Float[np.ndarray, "n k"]
+) -> Float[np.ndarray, "n"] | None:
+    """Log multiplicities before any training; none where too few images have a value."""
+    if np.isfinite(value).sum() < SMALLEST_POPULATION:
+        return None
+    excess = excess_over_difficulty(value, difficulty)
     below = np.minimum(excess, 0) * _AT_REST[1][1] / _AT_REST[0][1]
     return np.interp(excess, *_AT_REST) + below
 
@@ -313,10 +331,21 @@ class _Observation(NamedTuple):
     loss: Float[np.ndarray, "n"]
 
 
-def _observation(w: np.ndarray, change: np.ndarray) -> _Observation:
+def _observation(
+    w: np.ndarray, change: Float[np.ndarray, "n"], difficulty: Float[np.ndarray, "n k"] | None
+) -> _Observation:
+    """The change beyond that of images as difficult, where as much of it is chance as usual."""
     typical = (w == 1) & np.isfinite(change)
-    center = np.median(change[typical] if typical.any() else change[np.isfinite(change)])
-    return _Observation(np.log(np.maximum(w, _UNSEEN)), change - center)
+    if difficulty is None or typical.sum() < SMALLEST_POPULATION:
+        center = np.median(change[typical] if typical.any() else change[np.isfinite(change)])
+        return _Observation(np.log(np.maximum(w, _UNSEEN)), change - center)
+    loss = excess_over_difficulty(change, difficulty, typical)
+    size = np.abs(loss) + _SMALL * np.median(np.abs(loss[typical]))
+    if size[typical].min() > 0:
+        size = np.log(size)
+        usual = size - excess_over_difficulty(size, difficulty, typical)
+        loss = loss / np.exp(np.clip(usual - np.median(usual[typical]), -1, 1))
+    return _Observation(np.log(np.maximum(w, _UNSEEN)), loss)
 
 
 def _estimates(observed: list[_Observation], slope: float) -> Float[np.ndarray, "k n"]:

@@ -1,5 +1,6 @@
 """``memjax count``: which files it writes, what stands in them, and what it refuses."""
 
+import inspect
 import json
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import memjax.auditing.counting as counting
 import memjax.cli.app as app
 from memjax.checkpoints import load
+from memjax.cli.count import count
 from memjax.data.images import load_images
 from memjax.data.testbeds import graded
-from memjax.detect.multiplicity import estimate_multiplicity
+from memjax.detect.multiplicity import PASSES, estimate_multiplicity
 from memjax.networks import ResidualMLP
 from memjax.training import train
 from memjax.training.testbeds import GradedTestbed
@@ -48,7 +50,14 @@ def test_writes_what_the_library_finds(memjax, plain, images, tmp_path, read_row
     assert len(rows) == 9
     given = load_images(images)
     expected = estimate_multiplicity(
-        load(plain), given.images[given.ok], rounds=1, runs=2, steps=4, batch_size=4, seed=7
+        load(plain),
+        given.images[given.ok],
+        rounds=1,
+        runs=2,
+        steps=4,
+        batch_size=4,
+        learning_rate=5e-4,
+        seed=7,
     )
     assert settings["products"] == expected.cost.total
     found = np.array([float(row["times"] or "nan") for row in rows])
@@ -123,3 +132,12 @@ def test_refuses_a_folder_without_usable_images(memjax, plain, tmp_path, one_err
     status, _, err = memjax("count", plain, "--data", path, *options)
     assert status == app.BAD_USAGE
     assert "expected at least one usable image, found none among 3" in one_error_line(err)
+
+
+def test_defaults_are_those_of_the_library():
+    """Which the command does not import for its help."""
+    usual = inspect.signature(estimate_multiplicity).parameters
+    options = {option.name: option.default for option in count.params}
+    assert options["passes"] == PASSES
+    for name in ("rounds", "runs", "batch_size", "learning_rate", "seed"):
+        assert options[name] == usual[name].default, name
