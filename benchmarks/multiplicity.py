@@ -100,7 +100,7 @@ def _row(name: str, setting: Setting, seeds: tuple[int, ...], quick: bool) -> di
         "status": "ok",
         "products": int(cost.total),
         "cost": {k: int(v) for k, v in cost._asdict().items()},
-        "products_over_those_of_the_training": short(cost.total / trained),
+        "products_over_those_of_the_training": short(float(cost.total / trained)),
         "questions": {question: record(found) for question, found in answers.items()},
         "median_estimates": medians,
     }

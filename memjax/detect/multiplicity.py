@@ -229,7 +229,8 @@ def estimate_multiplicity(
         observed.append(_observation(w, change, difficulty))
         return _estimates(observed, slope)
 
-    w = usable * (1 if before is None else np.maximum(_held(before), 1))
+    first_w = np.ones(len(rows)) if before is None else np.maximum(_held(before), 1)
+    w = np.where(usable, first_w, 0).astype(np.int64)
     for i in range(rounds):
         w = _held(_together(observe(w, i).mean(axis=0), before, w))
     for run in range(runs):

@@ -108,7 +108,7 @@ def test_before_any_training_images_are_compared_with_those_as_difficult(monkeyp
     images = images_of(400)
     difficulty = image_difficulty(images)
     truth = np.where(np.arange(400) < 12, 8, 1)
-    excess = np.interp(np.log(truth), *reversed(module._AT_REST))
+    excess = np.interp(np.log(truth), module._AT_REST[1], module._AT_REST[0])
     ease = excess - np.log(truth) / 3 + 0.5 * difficulty[:, 3] + 2
     world = Answering(truth, ease, np.full(400, 1 / 3), 0.01)
     world.install(monkeypatch)
@@ -116,8 +116,9 @@ def test_before_any_training_images_are_compared_with_those_as_difficult(monkeyp
     first = world.asked[0][0]
     np.testing.assert_allclose(first, truth, atol=1)
     np.testing.assert_allclose(found.multiplicity, truth, rtol=0.2)
-    found = module._from_difficulty(0.5 * difficulty[:, 3] + excess, difficulty)
-    np.testing.assert_allclose(found, np.log(truth), atol=0.1)
+    before = module._from_difficulty(0.5 * difficulty[:, 3] + excess, difficulty)
+    assert before is not None
+    np.testing.assert_allclose(before, np.log(truth), atol=0.1)
     assert module._difficulty(images[:49]) is None
     few = np.where(np.arange(400) < 49, 1.0, np.nan)
     assert module._from_difficulty(few, difficulty) is None
