@@ -3,7 +3,7 @@
     python tests/checkpoints/train_unet2d.py FOLDER
 
 The usual training of noise prediction, at times drawn more often where little noise is added,
-because that is where an image of 64 pixels can be told from its neighbours. One to three minutes.
+because that is where an image of 64 pixels can be told from its neighbours. Four to six minutes.
 """
 
 import math
@@ -31,7 +31,7 @@ def train(folder, seed=0):
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
-        block_out_channels=(16, 128),
+        block_out_channels=(16, 64),
         down_block_types=("DownBlock2D",) * 2,
         up_block_types=("UpBlock2D",) * 2,
         norm_num_groups=8,
